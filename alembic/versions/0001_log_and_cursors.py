@@ -1,0 +1,189 @@
+"""The log with its guards, the inbox, and what projectors keep beside their rows."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+WORDS = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
+POSITION = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+# An id that is there is refused here too, since INSERT OR REPLACE would overwrite its row and fire
+# no other trigger. FAIL and not ABORT: SQLite would keep a journal for every row inserted, to be
+# able to undo it, and take more than twice the time.
+GUARDS_SQLITE = (
+    """
+    CREATE TRIGGER qntx_attestations_continue BEFORE INSERT ON qntx_attestations
+    WHEN new.position IS NOT 1 + (SELECT coalesce(max(position), 0) FROM qntx_attestations)
+      OR new.recorded_at <
+         (SELECT recorded_at FROM qntx_attestations WHERE position = new.position - 1)
+      OR EXISTS (SELECT 1 FROM qntx_attestations WHERE id = new.id)
+    BEGIN
+      SELECT RAISE(FAIL, 'qntx_attestations: an insert must continue the log');
+    END
+    """,
+    """
+    CREATE TRIGGER qntx_attestations_no_update BEFORE UPDATE ON qntx_attestations
+    BEGIN
+      SELECT RAISE(ABORT, 'qntx_attestations is append-only');
+    END
+    """,
+    """
+    CREATE TRIGGER qntx_attestations_no_delete BEFORE DELETE ON qntx_attestations
+    BEGIN
+      SELECT RAISE(ABORT, 'qntx_attestations is append-only');
+    END
+    """,
+)
+
+# One check a statement, over its transition table: a check a row would halve the append rate.
+GUARDS_POSTGRESQL = (
+    """
+    CREATE FUNCTION qntx_refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+      RAISE EXCEPTION 'qntx_attestations is append-only'
+        USING ERRCODE = 'integrity_constraint_violation';
+    END $$
+    """,
+    """
+    CREATE FUNCTION qntx_continue_log() RETURNS trigger LANGUAGE plpgsql
+    SET search_path FROM CURRENT AS $$
+    DECLARE
+      first bigint; last bigint; size bigint;
+    BEGIN
+      SELECT min(position), max(position), count(*) INTO first, last, size FROM fresh;
+      IF size = 0 THEN
+        RETURN NULL;
+      END IF;
+      IF first < 1 OR last - first + 1 <> size
+        OR last <> (SELECT max(position) FROM qntx_attestations)
+        OR (first > 1 AND NOT EXISTS
+             (SELECT 1 FROM qntx_attestations WHERE position = first - 1))
+        OR EXISTS
+             (SELECT 1 FROM
+               (SELECT recorded_at, lag(recorded_at) OVER (ORDER BY position) AS before
+                FROM qntx_attestations WHERE position BETWEEN first - 1 AND last) AS pair
+              WHERE recorded_at < before)
+      THEN
+        RAISE EXCEPTION 'qntx_attestations: an insert must continue the log'
+          USING ERRCODE = 'integrity_constraint_violation';
+      END IF;
+      RETURN NULL;
+    END $$
+    """,
+    """
+    CREATE TRIGGER qntx_attestations_no_change
+    BEFORE UPDATE OR DELETE OR TRUNCATE ON qntx_attestations
+    FOR EACH STATEMENT EXECUTE FUNCTION qntx_refuse_change()
+    """,
+    """
+    CREATE TRIGGER qntx_attestations_continue
+    AFTER INSERT ON qntx_attestations REFERENCING NEW TABLE AS fresh
+    FOR EACH STATEMENT EXECUTE FUNCTION qntx_continue_log()
+    """,
+    "ALTER TABLE qntx_attestations ENABLE ALWAYS TRIGGER qntx_attestations_no_change",
+    "ALTER TABLE qntx_attestations ENABLE ALWAYS TRIGGER qntx_attestations_continue",
+)
+
+
+def upgrade() -> None:
+    """Make every table of the first version, and the log's guards."""
+    is_sqlite = op.get_bind().dialect.name == "sqlite"
+    create_log()
+    if not is_sqlite:
+        create_inbox()
+    create_projectors()
+    for statement in GUARDS_SQLITE if is_sqlite else GUARDS_POSTGRESQL:
+        op.execute(sa.text(statement))
+
+
+def said() -> list[sa.Column[object]]:
+    """Return the columns that the log and the inbox have in common."""
+    return [
+        sa.Column("context", WORDS, nullable=False),
+        sa.Column("entity", WORDS, nullable=False),
+        sa.Column("actor", WORDS, nullable=False),
+        sa.Column("slice", sa.SmallInteger, nullable=False),
+        sa.Column("depth", sa.Integer, nullable=False),
+        sa.Column("schema_version", sa.Integer, nullable=False),
+        sa.Column("caused_by", WORDS),
+        sa.Column("correlation_id", WORDS),
+        sa.Column("payload", WORDS, nullable=False),
+    ]
+
+
+def create_log() -> None:
+    """Make the table of attestations and its two indexes."""
+    op.create_table(
+        "qntx_attestations",
+        sa.Column("position", POSITION, primary_key=True, autoincrement=False),
+        sa.Column("id", WORDS, nullable=False, unique=True),
+        sa.Column("recorded_at", sa.BigInteger, nullable=False),
+        *said(),
+    )
+    for column in ("entity", "context"):
+        op.create_index(f"qntx_attestations_{column}", "qntx_attestations", [column, "position"])
+
+
+def create_inbox() -> None:
+    """Make the table where what is committed waits for its position."""
+    op.create_table(
+        "qntx_inbox",
+        sa.Column("number", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+        sa.Column("tx", sa.Text, nullable=False),
+        sa.Column("whole", sa.Boolean, nullable=False),
+        sa.Column("id", WORDS, nullable=False, unique=True),
+        *said(),
+    )
+    op.execute(
+        sa.text(
+            "ALTER TABLE qntx_inbox ALTER tx TYPE xid8 USING tx::xid8, "
+            "ALTER tx SET DEFAULT pg_current_xact_id()"
+        )
+    )
+
+
+def create_projectors() -> None:
+    """Make the tables of cursors, leases, failures and rebuilds."""
+    op.create_table(
+        "qntx_cursors",
+        sa.Column("domain", WORDS, primary_key=True),
+        sa.Column("position", sa.BigInteger, nullable=False),
+        sa.Column("token", sa.BigInteger, nullable=False),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("generation", sa.Integer, nullable=False),
+        sa.Column("derives_from", sa.BigInteger, nullable=False),
+        sa.Column("tables", WORDS, nullable=False),
+    )
+    op.create_table(
+        "qntx_leases",
+        sa.Column("name", WORDS, primary_key=True),
+        sa.Column("holder", WORDS, nullable=False),
+        sa.Column("expires_at", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "qntx_failures",
+        sa.Column("domain", WORDS, primary_key=True),
+        sa.Column("cursor", sa.BigInteger, nullable=False),
+        sa.Column("position", sa.BigInteger, nullable=False),
+        sa.Column("handler", WORDS, nullable=False),
+        sa.Column("error", WORDS, nullable=False),
+        sa.Column("traceback", WORDS, nullable=False),
+        sa.Column("failed_at", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "qntx_rebuilds",
+        sa.Column("domain", WORDS, primary_key=True),
+        sa.Column("holder", WORDS, nullable=False),
+        sa.Column("generation", sa.Integer, nullable=False),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("state", WORDS, nullable=False),
+        sa.Column("position", sa.BigInteger, nullable=False),
+        sa.Column("target", sa.BigInteger, nullable=False),
+        sa.Column("started_at", sa.BigInteger, nullable=False),
+        sa.Column("looked_at", sa.BigInteger, nullable=False),
+    )

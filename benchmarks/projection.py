@@ -1,0 +1,257 @@
+"""How fast a projector catches up, beside what the same database does without us.
+
+The work: count, sum and last position by entity, over 150-byte payloads. Beside ours, in one run
+and on one log: (a) one UPSERT an attestation, each in a transaction of its own; (b) pure SQL, one
+`INSERT … SELECT … GROUP BY` a batch of the same size; (c) a bare loop over the driver that folds a
+batch in a dictionary. Ratios are medians of interleaved rounds; commits are durable (SQLite
+`synchronous=FULL`, PostgreSQL as it comes).
+
+    python benchmarks/projection.py [--attestations 200000] [--on sqlite] [--on postgresql]
+"""
+
+import argparse
+import json
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, cast
+
+from sqlalchemy import BigInteger, Column, Integer, String
+
+from qntx_es import Attestation, Domain, Host, Payload, Recorded, Rows
+from qntx_es.testing import PostgresServer
+
+ENTITIES = 10_000
+BATCH = 5_000
+ROUNDS = 3
+ALONE = 2_000
+PADDING = "x" * 96
+
+
+class Measured(Payload, context="measured"):
+    """About 150 bytes of JSON."""
+
+    name: str
+    size: int
+    padding: str
+
+
+def counting(name: str) -> Domain:
+    """Return a domain that keeps count, sum and last position by entity."""
+    domain = Domain(name)
+    totals = domain.table(
+        "totals",
+        Column("entity", String, primary_key=True),
+        Column("count", Integer, nullable=False, default=0),
+        Column("sum", BigInteger, nullable=False, default=0),
+        Column("last", BigInteger),
+    )
+
+    @domain.project(Measured)
+    def count(measured: Recorded[Measured], rows: Rows) -> None:
+        rows.add(totals, measured.entity, count=1, sum=measured.payload.size)
+        rows.put(totals, entity=measured.entity, last=measured.position)
+
+    return domain
+
+
+def fill(host: Host, size: int) -> float:
+    """Append `size` attestations, and return how many a second that was."""
+    draw = random.Random(7)
+    took = 0.0
+    for start in range(0, size, BATCH):
+        some = [
+            Attestation(
+                context="measured",
+                entity=f"github.com/example/{draw.randrange(ENTITIES):05d}",
+                actor="benchmark@user",
+                payload={"name": f"n{start + n}", "size": draw.randrange(1000), "padding": PADDING},
+            )
+            for n in range(min(BATCH, size - start))
+        ]
+        began = perf_counter()
+        host.append(some)
+        took += perf_counter() - began
+    return size / took
+
+
+class Bare:
+    """The driver's own connection, and the statements that differ between the databases."""
+
+    def __init__(self, host: Host) -> None:
+        self.is_sqlite = host.database.is_sqlite
+        self._pooled = host.database.engine.raw_connection()
+        self.connection = cast("Any", self._pooled.driver_connection)
+        if not self.is_sqlite:
+            self.connection.rollback()
+            # Otherwise a read opens a transaction, and `transaction()` is a mere savepoint in it.
+            self.connection.autocommit = True
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._pooled.close()
+
+    def run(self, sql: str, values: tuple[Any, ...] = ()) -> Any:  # noqa: ANN401 - a cursor
+        """Execute one statement, `?` standing for a value."""
+        return self.connection.execute(sql if self.is_sqlite else sql.replace("?", "%s"), values)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit what the block does, durably."""
+        if self.is_sqlite:
+            self.connection.execute("BEGIN IMMEDIATE")
+            yield
+            self.connection.execute("COMMIT")
+        else:
+            with self.connection.transaction():
+                yield
+
+    def create(self, table: str) -> None:
+        """Make an empty table of totals."""
+        key = "text" if self.is_sqlite else 'text COLLATE "C"'
+        with self.transaction():
+            self.run(f"DROP TABLE IF EXISTS {table}")
+            self.run(
+                f"CREATE TABLE {table} (entity {key} PRIMARY KEY, count bigint NOT NULL, "
+                "sum bigint NOT NULL, last bigint)"
+            )
+
+    def read(self, after: int, until: int) -> list[Any]:
+        """Return what a fold needs of a batch of the log."""
+        return list(
+            self.run(
+                "SELECT position, entity, payload FROM qntx_attestations "
+                "WHERE position > ? AND position <= ? ORDER BY position",
+                (after, until),
+            ).fetchall()
+        )
+
+
+UPSERT = (
+    "INSERT INTO {table} (entity, count, sum, last) VALUES (?, ?, ?, ?) "
+    "ON CONFLICT (entity) DO UPDATE SET count = {table}.count + excluded.count, "
+    "sum = {table}.sum + excluded.sum, last = excluded.last"
+)
+
+
+def one_each(bare: Bare, size: int) -> float:
+    """Write one UPSERT an attestation, each in a transaction of its own (on a sample)."""
+    bare.create("bare_each")
+    upsert = UPSERT.format(table="bare_each")
+    sample = min(size, ALONE)
+    began = perf_counter()
+    for position in range(1, sample + 1):
+        for at, entity, payload in bare.read(position - 1, position):
+            with bare.transaction():
+                bare.run(upsert, (entity, 1, json.loads(payload)["size"], at))
+    return sample / (perf_counter() - began)
+
+
+def pure_sql(bare: Bare, size: int) -> float:
+    """Write one statement a batch; the log never leaves the database."""
+    bare.create("bare_sql")
+    value = (
+        "json_extract(payload, '$.size')" if bare.is_sqlite else "(payload::json->>'size')::bigint"
+    )
+    grouped = (
+        "INSERT INTO bare_sql (entity, count, sum, last) "
+        f"SELECT entity, count(*), sum({value}), max(position) FROM qntx_attestations "
+        "WHERE position > ? AND position <= ? AND context = 'measured' GROUP BY entity "
+        "ON CONFLICT (entity) DO UPDATE SET count = bare_sql.count + excluded.count, "
+        "sum = bare_sql.sum + excluded.sum, last = excluded.last"
+    )
+    began = perf_counter()
+    for start in range(0, size, BATCH):
+        with bare.transaction():
+            bare.run(grouped, (start, start + BATCH))
+    return size / (perf_counter() - began)
+
+
+def bare_loop(bare: Bare, size: int) -> float:
+    """Fold a batch in a dictionary and write it at once: what a good hand would do."""
+    bare.create("bare_loop")
+    upsert = UPSERT.format(table="bare_loop")
+    arrays = (
+        "INSERT INTO bare_loop SELECT * FROM unnest(%b::text[], %b::bigint[], %b::bigint[], "
+        "%b::bigint[]) ON CONFLICT (entity) DO UPDATE SET count = bare_loop.count + "
+        "excluded.count, sum = bare_loop.sum + excluded.sum, last = excluded.last"
+    )
+    began = perf_counter()
+    for start in range(0, size, BATCH):
+        folded: dict[str, list[int]] = {}
+        for position, entity, payload in bare.read(start, start + BATCH):
+            row = folded.setdefault(entity, [0, 0, 0])
+            row[0] += 1
+            row[1] += json.loads(payload)["size"]
+            row[2] = position
+        rows = [(entity, *row) for entity, row in folded.items()]
+        with bare.transaction():
+            if bare.is_sqlite:
+                bare.connection.executemany(upsert, rows)
+            else:
+                columns = tuple([list(column) for column in zip(*rows, strict=True)])
+                bare.connection.execute(arrays, columns)
+    return size / (perf_counter() - began)
+
+
+def ours(url: str, name: str, size: int) -> float:
+    """Let a projector catch up with the whole log."""
+    host = Host(url, [counting(name)])
+    host.upgrade()
+    began = perf_counter()
+    host.catch_up()
+    took = perf_counter() - began
+    (status,) = [one for one in host.statuses() if one.name == name]
+    if status.lag:
+        message = f"not at the head: {status}"
+        raise RuntimeError(message)
+    host.close()
+    return size / took
+
+
+def compare(url: str, label: str, size: int) -> None:
+    """Run all ways on one log in turn, and print their medians and ratios."""
+    host = Host(url)
+    host.upgrade()
+    print(
+        f"{label}: {size:,} attestations, {ENTITIES:,} entities; append {fill(host, size):,.0f}/s"
+    )
+    bare = Bare(host)
+    rates: dict[str, list[float]] = {}
+    ways: dict[str, Callable[[], float]] = {
+        "one transaction each": lambda: one_each(bare, size),
+        "pure SQL, by batch": lambda: pure_sql(bare, size),
+        "bare loop": lambda: bare_loop(bare, size),
+    }
+    for number in range(ROUNDS):
+        for way, run in ways.items():
+            rates.setdefault(way, []).append(run())
+        rates.setdefault("ours", []).append(ours(url, f"round{number}", size))
+    bare.close()
+    host.close()
+    for way, seen in rates.items():
+        ratios = [own / other for own, other in zip(rates["ours"], seen, strict=True)]
+        print(f"  {way:22} {median(seen):>10,.0f}/s   ours is {median(ratios):6.2f} x")
+
+
+def main() -> None:
+    """Compare on the databases asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--attestations", type=int, default=200_000)
+    parser.add_argument("--on", action="append", choices=["sqlite", "postgresql"])
+    asked = parser.parse_args()
+    databases = asked.on or ["sqlite", "postgresql"]
+    if "sqlite" in databases:
+        with tempfile.TemporaryDirectory() as folder:
+            compare(f"sqlite:///{Path(folder) / 'qntx.db'}", "SQLite", asked.attestations)
+    if "postgresql" in databases:
+        with PostgresServer.start(durable=True) as server:
+            compare(server.create_database(), "PostgreSQL", asked.attestations)
+
+
+if __name__ == "__main__":
+    main()

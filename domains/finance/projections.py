@@ -1,0 +1,56 @@
+"""From what is said of repositories to what they are worth."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from qntx_es import Attestation, ReadRows, Recorded, Rows
+
+from .payloads import CommitRecorded, RepositoryAnalyzed, RepositoryValued
+from .read_model import commits, finance, valuations
+from .valuation import MODEL, value
+
+
+def _rows_of_commit(commit: Recorded[CommitRecorded]) -> list[tuple[object, ...]]:
+    return [(valuations, commit.entity), (commits, commit.entity, commit.payload.sha)]
+
+
+@finance.project(CommitRecorded, keys=_rows_of_commit)
+def count(commit: Recorded[CommitRecorded], rows: Rows) -> None:
+    """Count a commit once, and keep how long a repository has been worked on."""
+    sha, moment = commit.payload.sha, commit.payload.committed_at
+    if rows.get(commits, commit.entity, sha) is not None:
+        return
+    rows.put(commits, repository=commit.entity, sha=sha)
+    rows.add(valuations, commit.entity, commits=1)
+    row = rows.get(valuations, commit.entity)
+    if row is not None and moment is not None:
+        rows.put(
+            valuations,
+            repository=commit.entity,
+            first_commit_at=min(row.first_commit_at or moment, moment),
+            last_commit_at=max(row.last_commit_at or moment, moment),
+        )
+
+
+@finance.project(RepositoryAnalyzed)
+def keep(analyzed: Recorded[RepositoryAnalyzed], rows: Rows) -> None:
+    """Keep the latest valuation of a repository, and where in the log it comes from."""
+    said = analyzed.payload
+    rows.put(
+        valuations,
+        repository=analyzed.entity,
+        loc=said.loc,
+        complexity_hundredths=round(said.complexity * 100),
+        model=MODEL,
+        position=analyzed.position,
+        **asdict(value(said.loc)),
+    )
+
+
+@finance.derive(RepositoryAnalyzed)
+def state_value(analyzed: Recorded[RepositoryAnalyzed], rows: ReadRows) -> Iterator[Attestation]:
+    """Say what a repository is worth, whenever it has been analysed."""
+    del rows
+    loc = analyzed.payload.loc
+    valued = RepositoryValued(model=MODEL, loc=loc, **asdict(value(loc)))
+    yield finance.attest(valued, entity=analyzed.entity)

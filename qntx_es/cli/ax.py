@@ -1,0 +1,168 @@
+"""`qntx-es ax`: ask the log.
+
+It imports no domain, and reads in pieces, so a log of any length can be piped through. The text
+of a query will be its argument; until then each part has an option.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, time
+from itertools import islice
+from typing import Annotated
+
+import typer
+from sqlalchemy import Connection, func, select
+
+from qntx_es.attestation import Json, Recorded
+from qntx_es.ax import Ax
+from qntx_es.cli.flags import command
+from qntx_es.cli.output import LIMIT_MAX, Column, Output, Row, complain, counted, shown
+from qntx_es.cli.session import Session
+from qntx_es.errors import did_you_mean
+from qntx_es.host import Host
+from qntx_es.tables import attestations
+
+# A person reads the newest; a pipe gets all.
+NEWEST = 100
+ALIGNED_ROWS = 1_000
+COLUMNS = (
+    Column("position", is_number=True),
+    Column("recorded (UTC)", is_number=True, least_width=100),
+    Column("entity"),
+    Column("context"),
+    Column("actor", least_width=120),
+    Column("payload", is_cut=True),
+)
+
+
+def first_instant(text: str) -> datetime:
+    """Return the beginning of a day, or the instant; in UTC where no zone is said."""
+    return _instant(text, time.min)
+
+
+def last_instant(text: str) -> datetime:
+    """Return the end of a day, or the instant; in UTC where no zone is said."""
+    return _instant(text, time.max)
+
+
+def _instant(text: str, of_day: time) -> datetime:
+    try:
+        return datetime.combine(date.fromisoformat(text), of_day, UTC)
+    except ValueError:
+        pass
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"`{shown(text)}` is no time; for example 2026-01-04 or 2026-01-04T12:00:00Z"
+        ) from error
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    command(app, "ax")(ax)
+
+
+def ax(  # noqa: PLR0913 - one parameter an option
+    session: Session,
+    *,
+    context: Annotated[
+        list[str] | None, typer.Option(metavar="C", help="In this context; repeatable.")
+    ] = None,
+    actor: Annotated[
+        list[str] | None, typer.Option(metavar="A", help="By this actor; repeatable.")
+    ] = None,
+    entity: Annotated[
+        list[str] | None, typer.Option(metavar="E", help="About this; repeatable.")
+    ] = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option(parser=first_instant, metavar="T", help="Recorded then or later (ISO, UTC)."),
+    ] = None,
+    until: Annotated[
+        datetime | None,
+        typer.Option(
+            parser=last_instant, metavar="T", help="Recorded by then; a day is all of it."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            max=LIMIT_MAX,
+            help="The newest N. [default: all; at a terminal 100]",
+        ),
+    ] = None,
+) -> None:
+    """Show attestations, in their order."""
+    out = session.out
+    is_cut = limit is None and out.for_people
+    asked = Ax(
+        contexts=context or (),
+        actors=actor or (),
+        entities=entity or (),
+        since=since,
+        until=until,
+        limit=NEWEST if is_cut else limit,
+    )
+    with session.log_only() as host:
+        host.database.check()
+        found = _show(host.log.read(asked), out)
+        if not found and not out.as_json:
+            complain(_nothing_found(host, asked))
+    if is_cut and found == NEWEST:
+        out.say(f"the newest {NEWEST}; --limit N shows more", style="dim")
+
+
+def _show(recorded: Iterator[Recorded[Json]], out: Output) -> int:
+    found = 0
+    if out.as_json:
+        for one in recorded:
+            out.record(document_of(one))
+            found += 1
+        return found
+    while rows := [_row(one) for one in islice(recorded, ALIGNED_ROWS)]:
+        out.table(COLUMNS, rows, with_titles=out.for_people)
+        found += len(rows)
+    return found
+
+
+def document_of(recorded: Recorded[Json]) -> dict[str, object]:
+    """Return all that the log holds of an attestation, under the names it has everywhere."""
+    return {
+        "position": recorded.position,
+        "id": recorded.id,
+        "context": recorded.context,
+        "actor": recorded.actor,
+        "entity": recorded.entity,
+        "payload": recorded.payload,
+        "schema_version": recorded.schema_version,
+        "recorded_at": recorded.recorded_at,
+        "caused_by": recorded.caused_by,
+        "correlation_id": recorded.correlation_id,
+    }
+
+
+def _row(one: Recorded[Json]) -> Row:
+    return (one.position, one.recorded_at, one.entity, one.context, one.actor, one.text)
+
+
+def _nothing_found(host: Host, asked: Ax) -> str:
+    """Say that there is nothing, and where a context was perhaps meant otherwise."""
+    with host.database.read() as connection:
+        known = list(_contexts(connection))
+    for context in asked.contexts:
+        if context not in known:
+            return f"no attestation is in context `{context}`{did_you_mean(context, known)}"
+    return f"nothing found among {counted(host.log.head(), 'attestation')}"
+
+
+def _contexts(connection: Connection) -> Iterator[str]:
+    """Yield the contexts of the log, each found by one step through the index."""
+    context = attestations.c.context
+    found = connection.execute(select(func.min(context))).scalar_one()
+    while found is not None:
+        yield found
+        following = select(func.min(context)).where(context > found)
+        found = connection.execute(following).scalar_one()

@@ -1,0 +1,183 @@
+"""`qntx-es projections`: how every projector stands, and building its tables anew.
+
+Looking imports no domain's code, so a broken domain can be seen; that its code is newer than its
+tables cannot be seen so, and is said where it runs.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated
+
+import typer
+
+from qntx_es.cli import proof
+from qntx_es.cli.exits import DIFFERENCE, FAILURE, message_of
+from qntx_es.cli.flags import command, group
+from qntx_es.cli.output import Column, Output, Row, complain, grouped, shown
+from qntx_es.cli.session import Session, wanted_domain
+from qntx_es.errors import QntxError, UnknownDomain
+from qntx_es.host import Host
+from qntx_es.projections.status import Failure, ProjectorStatus
+
+STYLES = {
+    "live": "green",
+    "inline": "green",
+    "rebuilding": "cyan",
+    "degraded": "yellow",
+    "outdated": "yellow",
+    "retired": "yellow",
+    "stopped": "bold red",
+}
+COLUMNS = (
+    Column("domain"),
+    Column("version", is_number=True),
+    Column("state", styles=STYLES),
+    Column("cursor", is_number=True),
+    Column("lag", is_number=True),
+    Column("behind", is_number=True, is_spare=True, least_width=80),
+    Column("generation", is_number=True, least_width=90),
+    Column("remark", is_spare=True),
+)
+Names = Annotated[list[str] | None, typer.Argument(metavar="NAME", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    commands = group(app, "projections", "See and rebuild read models.")
+    command(commands, "list")(list_projections)
+    command(commands, "status")(status)
+    command(commands, "rebuild")(rebuild)
+
+
+def list_projections(session: Session) -> None:
+    """Show every projector: its state, and how far it is."""
+    with session.log_only() as host:
+        found = host.statuses()
+    session.out.document(found)
+    session.out.table(COLUMNS, [row_of(one) for one in found])
+    _tell_the_rest(found, session)
+    _exit_if_any_failed(found)
+
+
+def status(
+    session: Session, name: Annotated[str, typer.Argument(metavar="NAME", help="A projector.")]
+) -> None:
+    """Show one projector, and why it stands if it does."""
+    with session.log_only() as host:
+        known = {one.name: one for one in host.statuses()}
+    if name not in known and name in session.settings.domains:
+        raise QntxError(f"projector `{name}` has not run here yet: `qntx-es run` begins with it")
+    if name not in known:
+        raise UnknownDomain(name, known)
+    found = known[name]
+    session.out.document(found)
+    _describe(found, session.out)
+    _exit_if_any_failed([found])
+
+
+def rebuild(
+    session: Session,
+    names: Names = None,
+    *,
+    all_: Annotated[bool, typer.Option("--all", help="Every enabled domain, and pulse.")] = False,
+) -> None:
+    """Build read models anew, compare, and swap.
+
+    Fresh tables are filled beside the live ones while everything runs on. What they hold is
+    compared with what the live ones held, and then they take their place.
+    """
+    if bool(names) == all_:
+        raise typer.BadParameter("name projectors, or say --all", param_hint="NAME")
+    with session.host() as host:
+        host.database.check()
+        wanted = [wanted_domain(host, name) for name in dict.fromkeys(names or ())]
+        found = {name: _rebuild(host, name, session.out) for name in wanted or host.domains}
+        is_any_missing = all_ and bool(host.failed)
+    session.out.document([document for document, _ in found.values()])
+    codes = {code for _, code in found.values()}
+    if is_any_missing or FAILURE in codes:
+        raise typer.Exit(FAILURE)
+    raise typer.Exit(max(codes))
+
+
+def _rebuild(host: Host, name: str, out: Output) -> tuple[dict[str, object], int]:
+    """Rebuild one of several, and return its report and exit code: a fault stays where it is."""
+    try:
+        found = proof.rebuild(host, name)
+    except QntxError as error:
+        complain(f"{name} was not rebuilt: {message_of(error)}")
+        return {"name": name, "error": str(error)}, FAILURE
+    proof.show(found, out)
+    return proof.document_of(found), DIFFERENCE if found.differs else 0
+
+
+def row_of(status: ProjectorStatus) -> Row:
+    """Return the row of a table for a projector."""
+    failure = status.failure
+    remark = status.rebuild if failure is None else f"{failure.handler}: {failure.error}"
+    return (
+        status.name,
+        status.version,
+        status.state,
+        status.position,
+        status.lag,
+        _duration(status.lag_seconds) if status.lag else None,
+        status.generation,
+        remark,
+    )
+
+
+def _tell_the_rest(found: Sequence[ProjectorStatus], session: Session) -> None:
+    out = session.out
+    head = found[0].head if found else 0
+    out.say(f"head {grouped(head) if out.for_people else head}", style="dim")
+    known = {one.name for one in found}
+    idle = [shown(name) for name in session.settings.domains if name not in known]
+    if idle:
+        out.say(f"enabled, and has not run here yet: {', '.join(idle)}", style="dim")
+    for one in found:
+        if one.failure is not None:
+            out.say(f"{one.name} {one.state}: qntx-es projections status {one.name}", style="red")
+
+
+def _describe(status: ProjectorStatus, out: Output) -> None:
+    facts: list[Row] = [
+        ("state", status.state),
+        ("version", status.version),
+        ("generation", status.generation),
+        ("cursor", status.position),
+        ("head", status.head),
+        ("lag", status.lag),
+    ]
+    if status.lag:
+        facts.append(("behind", _duration(status.lag_seconds)))
+    if status.rebuild:
+        facts.append(("rebuild", status.rebuild))
+    out.say(status.name, style="bold")
+    out.table((Column(""), Column("", styles=STYLES)), facts, with_titles=False)
+    if status.failure is not None:
+        _explain(status.failure, out)
+
+
+def _explain(failure: Failure, out: Output) -> None:
+    out.say(
+        f"`{failure.handler}` failed at position {failure.position}: {shown(failure.error)}",
+        style="red",
+    )
+    for line in failure.traceback.splitlines():
+        out.say(f"  {shown(line)}", style="dim")
+    out.say("Mend the handler and run again: it goes on from there.")
+
+
+def _exit_if_any_failed(found: Iterable[ProjectorStatus]) -> None:
+    if any(one.failure is not None for one in found):
+        raise typer.Exit(DIFFERENCE)
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in _UNITS.items():
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+_UNITS = {"d": 86_400, "h": 3_600, "min": 60}

@@ -1,0 +1,335 @@
+"""One database, and the two ways into it: a transaction that reads, one that writes.
+
+SQLite and PostgreSQL differ in how a writer begins, in their clocks, and in the errors they give
+for the same trouble; that is settled here once, so that what stands above speaks of transactions
+and named errors. Nothing is opened before the first transaction.
+"""
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
+
+import sqlalchemy
+from sqlalchemy import Connection, Engine, event, func, inspect, make_url, select
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from qntx_es.errors import (
+    DatabaseMissing,
+    DatabaseUnavailable,
+    LogBusy,
+    MissingExtra,
+    QntxError,
+    SchemaOutdated,
+    SchemaTooNew,
+    StorageFull,
+    UnsupportedDatabase,
+)
+from qntx_es.tables import REVISION, VERSION_TABLE
+
+PAGE_BYTES = 16_384
+SQLITE_OLDEST = (3, 35, 0)
+POSTGRESQL_OLDEST = (14,)
+# Half of a host's connections wait in the pool, the rest are made for a burst.
+POOL_SIZE = 10
+POOL_OVERFLOW = 20
+WRITE = "qntx_write"
+UPGRADE_LOCK = 0x716E7478_00000001  # "qntx" in the upper half: a key nobody else will choose
+
+
+class Database:
+    """A SQLite file (or `sqlite://`, in memory) or a PostgreSQL database, by URL or Engine.
+
+    `clock` gives nanoseconds since 1970 and is SQLite's clock; PostgreSQL has its own. `timeout`
+    bounds every wait for a lock. Raises `UnsupportedDatabase` and `MissingExtra` at once, and
+    nothing else before the first transaction.
+    """
+
+    def __init__(
+        self,
+        url_or_engine: str | Engine,
+        *,
+        clock: Callable[[], int] = time.time_ns,
+        timeout: timedelta = timedelta(seconds=10),
+    ) -> None:
+        self._clock = clock
+        self.timeout_seconds = timeout.total_seconds()
+        self._writer = threading.Lock()
+        self._file: Path | None = None
+        self.engine = self._engine(url_or_engine)
+        self.is_sqlite = self.engine.dialect.name == "sqlite"
+
+    @property
+    def name(self) -> str:
+        """The database's URL without its password."""
+        return self.engine.url.render_as_string(hide_password=True)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Give a connection in a transaction that is rolled back: one snapshot on SQLite."""
+        with self._named_errors(), self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """Give a connection whose every statement sees the same moment, on both databases."""
+        with self._named_errors(), self.engine.connect() as connection:
+            if not self.is_sqlite:
+                connection.execution_options(isolation_level="REPEATABLE READ")
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Give a connection in a transaction that commits at the end of the block, or undoes all.
+
+        On SQLite it is the one writer from its first moment. Raises `LogBusy` when it cannot be.
+        """
+        if not self.is_sqlite:
+            with self._named_errors(), self.engine.begin() as connection:
+                yield connection
+            return
+        # Threads of one process queue here, where waiting is fair; processes wait in SQLite.
+        if not self._writer.acquire(timeout=self.timeout_seconds):
+            raise LogBusy
+        try:
+            with self._named_errors(), self.engine.connect() as connection:
+                connection.execution_options(**{WRITE: True})
+                with connection.begin():
+                    yield connection
+        finally:
+            self._writer.release()
+
+    def now(self, connection: Connection) -> int:
+        """Return the database's clock, in microseconds since 1970."""
+        if self.is_sqlite:
+            return self._clock() // 1000
+        return int(connection.execute(_CLOCK).scalar_one())
+
+    def close(self) -> None:
+        """Close every connection; the next transaction opens new ones."""
+        self.engine.dispose()
+
+    def create(self) -> None:
+        """Create the SQLite file if there is none, readable by its owner alone."""
+        if self._file is None or self._file.exists():
+            return
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600))
+        except OSError as error:
+            raise DatabaseUnavailable(f"cannot create {self._file}: {error.strerror}") from error
+
+    def revision(self) -> str | None:
+        """Return the revision of the framework's tables, or None where there are none."""
+        with self.read() as connection:
+            self._check_versions(connection)
+            if not inspect(connection).has_table(VERSION_TABLE):
+                return None
+            version = sqlalchemy.table(VERSION_TABLE, sqlalchemy.column("version_num"))
+            return connection.execute(select(version.c.version_num)).scalar_one_or_none()
+
+    def upgrade(self) -> None:
+        """Bring the framework's tables to this code's revision, in one locked transaction.
+
+        Raises `SchemaTooNew` where they are ahead of it.
+        """
+        self.create()
+        revision = self.revision()
+        if revision is not None and revision >= REVISION:
+            self.check()
+            return
+        with self.write() as connection:
+            if not self.is_sqlite:
+                connection.execute(select(func.pg_advisory_xact_lock(UPGRADE_LOCK)))
+            with _ALEMBIC:
+                _run_revisions(connection)
+
+    def check(self) -> None:
+        """Raise `DatabaseMissing`, `SchemaOutdated` or `SchemaTooNew` unless the tables fit."""
+        if self._file is not None and not self._file.exists():
+            raise DatabaseMissing(f"there is no database at {self._file}. {_UPGRADE}")
+        revision = self.revision()
+        if revision is None:
+            raise DatabaseMissing(f"{self.name} holds no tables of qntx-es. {_UPGRADE}")
+        if revision > REVISION:
+            raise SchemaTooNew(
+                f"the tables are at revision {revision}, newer than this code ({REVISION}). "
+                "Upgrade qntx-es on this machine"
+            )
+        if revision < REVISION:
+            raise SchemaOutdated
+
+    def _check_versions(self, connection: Connection) -> None:
+        found: tuple[Any, ...] = connection.dialect.server_version_info or ()
+        oldest: tuple[int, ...] = SQLITE_OLDEST if self.is_sqlite else POSTGRESQL_OLDEST
+        if found < oldest:
+            raise UnsupportedDatabase
+
+    def _engine(self, url_or_engine: str | Engine) -> Engine:
+        if isinstance(url_or_engine, Engine) and url_or_engine.dialect.name == "postgresql":
+            return url_or_engine.execution_options(isolation_level="READ COMMITTED")
+        given = url_or_engine.url if isinstance(url_or_engine, Engine) else url_or_engine
+        try:
+            url = make_url(given)
+        except (ArgumentError, ValueError):
+            # Not even the cause is shown: what was meant as a URL may hold a password.
+            raise UnsupportedDatabase(
+                "this is no database URL; for example sqlite:///qntx.db "
+                "or postgresql://user@host/database"
+            ) from None
+        dialect = url.get_backend_name()
+        if dialect == "sqlite":
+            return self._sqlite(url.database)
+        if dialect not in ("postgresql", "postgres"):
+            raise UnsupportedDatabase
+        return self._postgresql(url.set(drivername="postgresql+psycopg"))
+
+    def _postgresql(self, url: sqlalchemy.URL) -> Engine:
+        try:
+            return sqlalchemy.create_engine(
+                url,
+                isolation_level="READ COMMITTED",
+                pool_size=POOL_SIZE,
+                max_overflow=POOL_OVERFLOW,
+                connect_args={"connect_timeout": max(2, round(self.timeout_seconds))},
+            )
+        except (ModuleNotFoundError, NoSuchModuleError) as error:
+            raise MissingExtra("postgres") from error
+
+    def _sqlite(self, path: str | None) -> Engine:
+        if path in (None, "", ":memory:"):
+            # A name of its own, shared by this process's connections for as long as one is open.
+            uri = f"file:/qntx-{uuid4()}?vfs=memdb"
+            self._anchor = self._connect(uri)
+        else:
+            self._file = Path(str(path)).absolute()
+            uri = f"file:{quote(str(self._file))}?mode=rw"
+        engine = sqlalchemy.create_engine(
+            sqlalchemy.URL.create("sqlite", database=path),
+            creator=lambda: self._connect(uri),
+            poolclass=sqlalchemy.QueuePool,
+            pool_size=POOL_SIZE,
+            max_overflow=POOL_OVERFLOW,
+        )
+        event.listen(engine, "begin", _begin)
+        return engine
+
+    def _connect(self, uri: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            uri,
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=self.timeout_seconds,
+        )
+        for pragma in (
+            f"page_size = {PAGE_BYTES}",
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "cache_size = -65536",
+            "temp_store = MEMORY",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+        return connection
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except PoolTimeout as error:
+            raise DatabaseUnavailable("all connections are in use; give some back") from error
+        except DBAPIError as error:
+            named = self._named(error)
+            if named is None:
+                raise
+            raise named from error
+
+    def _named(self, error: DBAPIError) -> QntxError | None:
+        if not is_trouble(error):
+            return None
+        text = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else ""
+        code = getattr(error.orig, "sqlite_errorcode", None)
+        if code is not None:
+            return self._named_sqlite(code & 0xFF, text)
+        state = getattr(error.orig, "sqlstate", None)
+        if state == "53100":
+            return StorageFull()
+        if state in TRY_AGAIN:
+            return LogBusy("another transaction was in the way; nothing was written. Try again")
+        if error.connection_invalidated or _is_unreachable(error, state):
+            return DatabaseUnavailable(f"{self.name} cannot be reached: {text}")
+        return None
+
+    def _named_sqlite(self, code: int, text: str) -> QntxError | None:
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return LogBusy(f"{self.name}: another process holds the write lock. Try again")
+        if code == sqlite3.SQLITE_FULL:
+            return StorageFull()
+        if code == sqlite3.SQLITE_CANTOPEN and self._file is not None and not self._file.exists():
+            return DatabaseMissing(f"there is no database at {self._file}. {_UPGRADE}")
+        if code in SQLITE_TROUBLE:
+            return DatabaseUnavailable(f"{self.name} cannot be used: {text}")
+        return None
+
+
+def _run_revisions(connection: Connection) -> None:
+    # Here and not above: alembic takes a tenth of a second to import, and only upgrades need it.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+
+    packaged = Path(__file__).parent / "_alembic"
+    config = Config()
+    config.set_main_option(
+        "script_location",
+        str(packaged if packaged.exists() else packaged.parent.parent / "alembic"),
+    )
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+# Alembic keeps what it works on in its modules: one upgrade at a time in a process.
+_ALEMBIC = threading.Lock()
+_CLOCK = select(func.extract("epoch", func.clock_timestamp()) * 1_000_000)
+# A lock not had in time, a serialization failure, a deadlock.
+TRY_AGAIN = ("55P03", "40001", "40P01")
+SQLITE_TROUBLE = (
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_PERM,
+)
+_UPGRADE = "Run `qntx-es db upgrade`, or `host.upgrade()`"
+
+
+def _begin(connection: Connection) -> None:
+    # The driver's own BEGIN comes late and never locks; a reader that turns writer is refused.
+    options: dict[str, Any] = dict(connection.get_execution_options())
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get(WRITE) else "BEGIN")
+
+
+def is_trouble(error: DBAPIError) -> bool:
+    """Tell whether the database itself is in trouble, whatever it was asked."""
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    if code is not None:
+        waited_for = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL)
+        return code & 0xFF in (*SQLITE_TROUBLE, *waited_for)
+    state = getattr(error.orig, "sqlstate", None)
+    is_named = state == "53100" or state in TRY_AGAIN
+    return is_named or error.connection_invalidated or _is_unreachable(error, state)
+
+
+def _is_unreachable(error: DBAPIError, state: str | None) -> bool:
+    if state is None:
+        return isinstance(error, OperationalError)
+    # 08: connection, 57P: shutdown, 3D: no such database, 28: not let in, 53300: too many.
+    return state.startswith(("08", "57P", "3D", "28")) or state == "53300"

@@ -1,0 +1,392 @@
+"""A domain: what a plugin is, as a value that opens nothing.
+
+An author declares tables and registers functions; a host runs them. A domain is checked as a whole
+when a host takes it up, and everything wrong with it is said at once. It never sees another domain:
+what it reads of others are attestations, re-declared with the fields it needs.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
+from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel, ValidationError
+from sqlalchemy import Column, MetaData, Table
+from sqlalchemy.sql.schema import SchemaItem
+from typing_extensions import TypeVar
+
+from qntx_es import columns
+from qntx_es.attestation import Attestation, Payload, Recorded, checked_name, problems_of
+from qntx_es.errors import (
+    DomainRefused,
+    ForeignActor,
+    ForeignContext,
+    InvalidId,
+    InvalidPayload,
+    did_you_mean,
+)
+from qntx_es.jobs import Backoff, Job, JobHandler, JobRequested, ScheduleFired
+from qntx_es.rows import ReadRows, Rows
+from qntx_es.services import ServiceRegistry
+
+P = TypeVar("P", bound=Payload)
+J = TypeVar("J")
+
+Project: TypeAlias = Callable[[Recorded[P], Rows], None]
+Derive: TypeAlias = Callable[[Recorded[P], ReadRows], Iterable[Attestation]]
+Every: TypeAlias = Callable[[datetime, ReadRows], Iterable[Attestation]]
+Keys: TypeAlias = Callable[[Recorded[P]], Iterable[tuple[Any, ...]]]
+
+NAME = re.compile(r"[a-z][a-z0-9]{1,23}")
+# Sections of the configuration, our own tables, and what the databases keep for themselves.
+TAKEN = frozenset(
+    ("database", "domains", "pg", "prometheus", "qntx", "remote", "sqlite", "test", "web")
+)
+RESERVED = ("pulse.", "qntx.")
+# What any domain may say to Pulse, though the names are reserved.
+OPEN = frozenset((JobRequested.context,))
+ARGUMENTS = 2
+STEP_MAX = timedelta(days=10_000)
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectHandler:
+    """A function that writes rows for each attestation of one context."""
+
+    name: str
+    payload: type[Payload]
+    function: Callable[[Any, Any], None]
+    keys: Callable[[Any], Iterable[tuple[Any, ...]]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeriveHandler:
+    """A function that says what follows from each attestation of one context, once."""
+
+    name: str
+    payload: type[Payload]
+    function: Callable[[Any, Any], Iterable[Attestation]]
+    is_from_beginning: bool
+    schedule: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A clock that fires every `step`, counted from 1970-01-01 UTC."""
+
+    name: str
+    step: timedelta
+
+
+class Domain:
+    """A plugin by name: its tables, handlers, jobs and schedules.
+
+    `version` is the read model's: a new one means a rebuild. `emits` are globs of the contexts it
+    may attest, `actors` those it may speak as, beside `<name>@plugin`; `attest` uses the first.
+    `inline` domains are projected with the positions themselves, and do not derive.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        version: int = 1,
+        emits: str | Iterable[str] | None = None,
+        actors: str | Iterable[str] = (),
+        inline: bool = False,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.emits = None if emits is None else _texts(emits)
+        self.actors = _texts(actors) or (f"{name}@plugin",)
+        self.inline = inline
+        self.metadata = MetaData()
+        self.projects: list[ProjectHandler] = []
+        self.derives: list[DeriveHandler] = []
+        self.jobs: list[JobHandler[Any]] = []
+        self.schedules: list[Schedule] = []
+        self._problems: list[str] = []
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """The domain's tables by the names they have in the database."""
+        return dict(self.metadata.tables)
+
+    @property
+    def payloads(self) -> dict[str, type[Payload]]:
+        """The payload classes this domain reads, by context."""
+        projected = {one.payload.context: one.payload for one in self.projects}
+        return projected | {one.payload.context: one.payload for one in self.derives}
+
+    def table(self, name: str, *parts: SchemaItem) -> Table:
+        """Declare a table of the read model; in the database it is `<domain>_<name>`."""
+        prepared = [columns.prepared(one) if isinstance(one, Column) else one for one in parts]
+        if f"{self.name}_{name}" in self.metadata.tables:
+            raise DomainRefused(self.name, [f"table `{self.name}_{name}` is declared twice"])
+        return Table(f"{self.name}_{name}", self.metadata, *prepared)
+
+    def attest(  # noqa: PLR0913 - one keyword a part of the statement
+        self,
+        payload: Payload,
+        *,
+        entity: str,
+        actor: str | None = None,
+        id: str | None = None,  # noqa: A002 - the glossary's word
+        caused_by: str | None = None,
+        correlation_id: str | None = None,
+    ) -> Attestation:
+        """Return a statement of this domain; nothing is appended yet.
+
+        Raises `ForeignContext`, `ForeignActor`, and what `Attestation` raises.
+        """
+        said = Attestation(
+            context=payload.context,
+            entity=entity,
+            actor=self.actors[0] if actor is None else actor,
+            payload=payload,
+            id=id,
+            schema_version=payload.schema_version,
+            caused_by=caused_by,
+            correlation_id=correlation_id,
+        )
+        self.refuse_foreign(said)
+        return said
+
+    def project(
+        self, payload: type[P], *, name: str | None = None, keys: Keys[P] | None = None
+    ) -> Callable[[Project[P]], Project[P]]:
+        """Register a function that writes rows for each attestation of the payload's context.
+
+        It is replayed on every rebuild, so it may look at nothing but its two arguments. `keys`
+        names the rows to read ahead, as (table, *key), where they are not keyed by the entity.
+        """
+
+        def register(function: Project[P]) -> Project[P]:
+            handler = ProjectHandler(name or _name_of(function), payload, function, keys)
+            if self._is_payload(handler.name, payload):
+                self._check_recorded(handler.name, function, payload)
+                self._check_plain(handler.name, function)
+                self.projects.append(handler)
+            return function
+
+        return register
+
+    def derive(
+        self, payload: type[P], *, name: str | None = None, since: str | None = None
+    ) -> Callable[[Derive[P]], Derive[P]]:
+        """Register a function that yields what follows from each attestation, once for each.
+
+        It sees the rows as of that attestation. Its name is part of the ids it gives: keep `name=`
+        when the function is renamed. It speaks from now on; `since="beginning"` also of the past.
+        """
+
+        def register(function: Derive[P]) -> Derive[P]:
+            handler = DeriveHandler(
+                name or _name_of(function), payload, function, since == "beginning", None
+            )
+            if since not in (None, "beginning"):
+                self._problems.append(f"derive `{handler.name}`: since= is 'beginning' or left out")
+            if self._is_payload(handler.name, payload):
+                self._check_recorded(handler.name, function, payload)
+                self.derives.append(handler)
+            return function
+
+        return register
+
+    def every(self, step: timedelta, *, name: str | None = None) -> Callable[[Every], Every]:
+        """Register a function that yields attestations each time `step` has passed since 1970.
+
+        It gets the time that was due, never now, and runs as a derive of the recorded fire.
+        """
+
+        def register(function: Every) -> Every:
+            called = name or _name_of(function)
+            schedule = f"{self.name}.{called}"
+            is_whole = not step % timedelta(seconds=1)
+            if not (is_whole and timedelta(seconds=1) <= step <= STEP_MAX):
+                self._problems.append(
+                    f"every `{called}`: a step is a whole number of seconds, at most 10 000 days"
+                )
+            self._check_arguments(called, function)
+
+            def fire(fired: Recorded[ScheduleFired], rows: ReadRows) -> Iterable[Attestation]:
+                return function(fired.payload.due_at, rows)
+
+            self.schedules.append(Schedule(schedule, step))
+            handler = DeriveHandler(called, ScheduleFired, fire, False, schedule)  # noqa: FBT003
+            self.derives.append(handler)
+            return function
+
+        return register
+
+    def job(
+        self,
+        *,
+        retries: int = 3,
+        timeout: timedelta | None = timedelta(hours=1),
+        backoff: Backoff | None = None,
+        name: str | None = None,
+    ) -> Callable[[Callable[[Job[J], ServiceRegistry], object]], JobHandler[J]]:
+        """Register a function that does slow or outside things, and ends in attestations.
+
+        It may run `retries + 1` times; what it appends is committed together with its success.
+        """
+
+        def register(function: Callable[[Job[J], ServiceRegistry], object]) -> JobHandler[J]:
+            called = name or _name_of(function)
+            self._check_plain(called, function)
+            handler = JobHandler(
+                name=f"{self.name}.{called}",
+                function=function,
+                actor=self.actors[0],
+                model=self._job_model(called, function),
+                retries=retries,
+                timeout=timeout,
+                backoff=backoff or Backoff(),
+            )
+            self.jobs.append(handler)
+            return handler
+
+        return register
+
+    def refuse_foreign(self, said: Attestation) -> None:
+        """Raise `ForeignContext` or `ForeignActor` for what this domain may not say."""
+        if not self.may_emit(said.context):
+            declared = ", ".join(self.emits) if self.emits is not None else "anything not reserved"
+            raise ForeignContext(
+                f"domain `{self.name}` may not attest `{said.context}`; it declared: {declared}"
+            )
+        if said.context == JobRequested.context and said.payload_class is not JobRequested:
+            _refuse_no_request(said)
+        if said.actor not in self.actors and said.actor != f"{self.name}@plugin":
+            raise ForeignActor(
+                f"domain `{self.name}` may not speak as `{said.actor}`"
+                f"{did_you_mean(said.actor, (*self.actors, f'{self.name}@plugin'))}"
+            )
+
+    def may_emit(self, context: str) -> bool:
+        """Tell whether this domain may attest in a context."""
+        if context.startswith(RESERVED):
+            return context in OPEN or self.name == "pulse"
+        return self.emits is None or any(fnmatchcase(context, glob) for glob in self.emits)
+
+    def problems(self) -> list[str]:
+        """Say everything that keeps this domain from being run; an empty list is good news."""
+        found = list(self._problems)
+        if not NAME.fullmatch(self.name) or self.name in TAKEN:
+            found.append(f"name `{self.name}`: a name is [a-z][a-z0-9]{{1,23}} and not reserved")
+        found += [
+            f"emits `{glob}`: contexts that begin with {' or '.join(RESERVED)} are reserved"
+            for glob in self.emits or ()
+            if glob.startswith(RESERVED) and self.name != "pulse"
+        ]
+        found += [problem for actor in self.actors for problem in _actor_problems(actor)]
+        for table in self.tables.values():
+            found += columns.problems(table)
+        if self.inline and self.derives:
+            found.append("an inline domain does not derive: its rows are at the head")
+        return found + _doubled(self)
+
+    def _is_payload(self, handler: str, payload: object) -> bool:
+        if not (isinstance(payload, type) and issubclass(payload, Payload)):
+            self._problems.append(f"handler `{handler}`: {payload!r} is no Payload class")
+            return False
+        if not payload.context:
+            self._problems.append(
+                f"handler `{handler}`: {payload.__name__} has no context; declare it "
+                f"`class {payload.__name__}(Payload, context=…)`"
+            )
+            return False
+        return True
+
+    def _check_plain(self, handler: str, function: Callable[..., object]) -> None:
+        if inspect.isgeneratorfunction(function):
+            self._problems.append(
+                f"handler `{handler}`: it yields, and nobody would hear it; only a derive yields"
+            )
+
+    def _check_recorded(
+        self, handler: str, function: Callable[..., object], payload: type[Payload]
+    ) -> None:
+        hints = self._check_arguments(handler, function)
+        first = hints[0] if hints else None
+        if first is None or first is Recorded:
+            return
+        if get_origin(first) is not Recorded:
+            self._problems.append(
+                f"handler `{handler}`: its first argument is a Recorded[{payload.__name__}]"
+            )
+            return
+        (meant,) = get_args(first)
+        is_other = isinstance(meant, type) and meant is not payload and meant is not Any
+        if is_other:
+            self._problems.append(
+                f"handler `{handler}`: registered for {payload.__name__}, "
+                f"but its argument is a Recorded[{meant.__name__}]"
+            )
+
+    def _check_arguments(self, handler: str, function: Callable[..., object]) -> Sequence[Any]:
+        """Return the annotations of the two arguments, None where there is none."""
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            self._problems.append(f"handler `{handler}`: an async function is not run here")
+        parameters = list(inspect.signature(function).parameters.values())
+        needed = [one for one in parameters if one.default is inspect.Parameter.empty]
+        if len(needed) != ARGUMENTS or any(one.kind is one.KEYWORD_ONLY for one in needed):
+            self._problems.append(
+                f"handler `{handler}`: it takes {ARGUMENTS} arguments, others need defaults"
+            )
+            return ()
+        try:
+            hints = get_type_hints(function if inspect.isroutine(function) else _call_of(function))
+        except (AttributeError, NameError, SyntaxError, TypeError) as error:
+            self._problems.append(f"handler `{handler}`: an annotation cannot be read: {error}")
+            return ()
+        return [hints.get(one.name) for one in parameters[:ARGUMENTS]]
+
+    def _job_model(self, handler: str, function: Callable[..., object]) -> type[BaseModel] | None:
+        hints = self._check_arguments(handler, function)
+        meant = get_args(hints[0]) if hints else ()
+        if meant and isinstance(meant[0], type) and issubclass(meant[0], BaseModel):
+            return meant[0]
+        if meant and isinstance(meant[0], type) and meant[0] is not Any:
+            self._problems.append(f"job `{handler}`: Job[…] takes a pydantic model")
+        return None
+
+
+def _doubled(domain: Domain) -> list[str]:
+    names = [one.name for one in domain.projects] + [one.name for one in domain.derives]
+    names += [one.name.partition(".")[2] for one in domain.jobs]
+    return [
+        f"handler `{name}`: two handlers have this name; give one of them name="
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
+
+
+def _texts(given: str | Iterable[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _name_of(function: Callable[..., object]) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _call_of(function: Callable[..., object]) -> Callable[..., object]:
+    return function.__call__  # type: ignore[operator,no-any-return]  # an object with a method
+
+
+def _actor_problems(actor: str) -> list[str]:
+    try:
+        checked_name(actor, "actor")
+    except InvalidId as error:
+        return [str(error)]
+    return []
+
+
+def _refuse_no_request(said: Attestation) -> None:
+    try:
+        JobRequested.model_validate_json(said.text)
+    except ValidationError as error:
+        raise InvalidPayload(f"{said.context}: {problems_of(error)}") from error

@@ -1,0 +1,244 @@
+"""Everything this project refuses or fails with, by name.
+
+The docstring of an error is its default message, and the message ends with the remedy, so an
+error that reaches a terminal at night says what to do next. Where an error speaks of one thing
+in particular, its maker says so in a message of its own.
+"""
+
+import inspect
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+
+class QntxError(Exception):
+    """Something in qntx-es was refused or failed."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or inspect.cleandoc(type(self).__doc__ or ""))
+
+
+# What is said: refused before the database.
+
+
+class InvalidAttestation(QntxError):
+    """An attestation is not one the log can hold."""
+
+
+class InvalidId(InvalidAttestation):
+    """An id, context, actor or entity is empty, too long or holds control characters."""
+
+
+class InvalidPayload(InvalidAttestation):
+    """A payload is not a JSON object, or does not fit its class."""
+
+
+class NotFinite(InvalidPayload):
+    """A payload holds NaN or an infinity, which JSON cannot say. Leave it out, or use null."""
+
+
+class InvalidText(InvalidPayload):
+    """A text holds NUL or a lone surrogate, which databases cut or refuse. Remove or escape it."""
+
+
+class DuplicateKey(InvalidPayload):
+    """A JSON object names a key twice, so that readers would disagree about it. Name it once."""
+
+
+class TooDeep(InvalidPayload):
+    """A payload is nested deeper than 64 levels. Flatten it, or attest its parts."""
+
+
+class TooLarge(InvalidAttestation):
+    """A payload is larger than 1 MiB. Attest a reference to it, or its parts."""
+
+
+class TooMany(QntxError):
+    """One append holds more than 10 000 attestations. Append them in several parts."""
+
+
+class InvalidTime(QntxError):
+    """A time has no zone, so it names no instant. Give it one: `datetime(..., tzinfo=UTC)`."""
+
+
+class ForeignContext(QntxError):
+    """A domain may only attest in the contexts it declared in `emits`."""
+
+
+class ForeignActor(QntxError):
+    """A domain may only speak as the actors it declared in `actors`."""
+
+
+class UnknownContext(QntxError):
+    """No enabled domain knows this context."""
+
+    def __init__(self, context: str, known: Iterable[str]) -> None:
+        super().__init__(f"no context `{context}`{did_you_mean(context, known)}")
+
+
+class ConflictingAttestation(QntxError):
+    """Another attestation with this id is in the log already. Use a new id for a new statement."""
+
+    def __init__(self, attestation_id: str, position: int | None = None) -> None:
+        where = "in this append" if position is None else f"at position {position}"
+        where = "in the inbox" if position == 0 else where
+        super().__init__(
+            f"id {attestation_id} already names another attestation {where}: "
+            "a new statement needs a new id"
+        )
+
+
+# The log and its database.
+
+
+class NotYetCommitted(QntxError):
+    """This receipt has no position yet: what it stands for is not committed."""
+
+
+class PositionPending(QntxError):
+    """The attestations are committed and safe, but not sequenced yet. Ask again later."""
+
+
+class DatabaseUnavailable(QntxError):
+    """The database cannot be reached. Check that it runs and that the URL is right."""
+
+
+class DatabaseMissing(QntxError):
+    """There is no database yet. Run `qntx-es db upgrade`."""
+
+
+class LogBusy(QntxError):
+    """Another process holds the database's write lock for too long. Try again when it is done."""
+
+
+class StorageFull(QntxError):
+    """The disk is full; nothing was written. Make room: what waits goes on by itself."""
+
+
+class UnsupportedDatabase(QntxError):
+    """Only SQLite (3.35 or newer) and PostgreSQL (14 or newer, with psycopg 3) are supported."""
+
+
+class SchemaOutdated(QntxError):
+    """The tables are older than this code. Run `qntx-es db upgrade`."""
+
+
+class SchemaTooNew(QntxError):
+    """The tables are newer than this code. Upgrade qntx-es on this machine."""
+
+
+class MissingExtra(QntxError):
+    """A part of qntx-es that is installed separately is missing."""
+
+    def __init__(self, extra: str) -> None:
+        super().__init__(f"this needs an extra: pip install 'qntx-es[{extra}]'")
+
+
+# Domains and their read models.
+
+
+class DomainRefused(QntxError):
+    """A domain cannot be registered."""
+
+    def __init__(self, domain: str, problems: Sequence[str]) -> None:
+        self.domain = domain
+        self.problems = tuple(problems)
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        super().__init__(f"domain `{domain}` is refused:\n{listed}")
+
+
+class UnknownDomain(QntxError):
+    """No enabled domain has this name."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"no domain `{name}`{did_you_mean(name, known)}")
+
+
+class ForeignTable(QntxError):
+    """A domain may only touch its own tables. Read another domain's attestations instead."""
+
+
+class ForeignDomain(QntxError):
+    """A domain may only use its own logger and configuration."""
+
+
+class InvalidRow(QntxError):
+    """A row does not fit its table."""
+
+
+class LossyValue(QntxError):
+    """A value would come back from the database as another one."""
+
+
+class InvalidDerivation(QntxError):
+    """A handler gave back what it may not."""
+
+
+class DerivationTooDeep(QntxError):
+    """A chain of derivations passed 64 links: it feeds itself. Break the cycle."""
+
+
+class LeaseLost(QntxError):
+    """Another runner moved this cursor; this batch was undone and will be read again."""
+
+
+class CursorWouldRegress(QntxError):
+    """A cursor only moves forward. To go back, rebuild."""
+
+
+class ProjectorStopped(QntxError):
+    """A handler failed; its projector stands before the attestation until the handler is mended."""
+
+    def __init__(self, domain: str, *, position: int, handler: str, error: str) -> None:
+        self.domain = domain
+        self.position = position
+        super().__init__(
+            f"projector `{domain}` stopped at position {position}: handler `{handler}` raised "
+            f"{error}. Mend the handler and run it again"
+        )
+
+
+class ProjectorOutdated(QntxError):
+    """A domain's tables are of another version. Run `qntx-es projections rebuild`."""
+
+
+class RebuildLost(QntxError):
+    """Another rebuild of this domain began, and this one gave way. Live tables are untouched."""
+
+
+class SwapBusy(QntxError):
+    """A long reader kept the tables from being swapped. Live tables are untouched: try again."""
+
+
+class WaitTimeout(QntxError):
+    """A projector did not reach the position in time. `qntx-es projections status` says why."""
+
+
+# Pulse.
+
+
+class UnknownHandler(QntxError):
+    """No enabled domain has this job handler."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"no job handler `{name}`{did_you_mean(name, known)}")
+
+
+class PulseBehind(QntxError):
+    """The queue has not followed the log: nothing is decided on old rows. Its status says why."""
+
+
+class StaleToken(QntxError):
+    """This attempt was given up for lost, and its outcome no longer counts."""
+
+
+class GiveUp(QntxError):
+    """Raised by a job handler: a further attempt cannot help."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """End a message with the nearest known name, or with all of them where none is near."""
+    names = sorted(set(known))
+    near = get_close_matches(name, names, n=1)
+    if near:
+        return f"; did you mean `{near[0]}`?"
+    return f"; known: {', '.join(names)}" if names else "; none is known"

@@ -1,0 +1,397 @@
+"""The process that runs domains, and the one place where the parts are put together.
+
+A host is a value until it is used: nothing is opened before the first call, there are no globals,
+and two hosts live side by side. Explicit domains that cannot be run are refused; of those found by
+name, one that fails is left out, named in `failed`, and never stops the others.
+"""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from functools import cached_property
+from typing import Any, Self, overload
+
+from pydantic import ValidationError
+from sqlalchemy import Engine, select
+from sqlalchemy.exc import DBAPIError
+
+from qntx_es.attestation import Attestation, Json, Payload, Recorded, problems_of
+from qntx_es.ax import Ax
+from qntx_es.config import Settings
+from qntx_es.database import Database
+from qntx_es.discovery import find_domain
+from qntx_es.domain import OPEN, RESERVED, Domain
+from qntx_es.errors import (
+    DomainRefused,
+    ForeignContext,
+    InvalidPayload,
+    ProjectorOutdated,
+    ProjectorStopped,
+    QntxError,
+    UnknownDomain,
+    WaitTimeout,
+)
+from qntx_es.jobs import JobRequested
+from qntx_es.log import Log
+from qntx_es.projections import generations
+from qntx_es.projections.batch import Batches
+from qntx_es.projections.handlers import Handlers
+from qntx_es.projections.inline import InlineBatches, InlineProjectors
+from qntx_es.projections.rebuild import Rebuild, RebuildProgress, Rebuilt
+from qntx_es.projections.rows import RowMap
+from qntx_es.projections.runner import Runner
+from qntx_es.projections.shape import Shape
+from qntx_es.projections.status import ProjectorStatus, statuses
+from qntx_es.projections.supervisor import Supervisor
+from qntx_es.pulse import Ticker, Worker, pulse
+from qntx_es.registry import Registry
+from qntx_es.sequencer import Receipt, Sequencer
+from qntx_es.services import Store
+from qntx_es.tables import cursors
+
+TICK_SECONDS_MAX = 1.0
+LOOK_SECONDS = 0.05
+
+logger = logging.getLogger(__name__)
+
+
+class Host:
+    """Runs `domains`, given as values or found by name, over one database.
+
+    `url_or_engine` is a SQLite file (`sqlite:///qntx.db`), PostgreSQL, or a SQLAlchemy Engine.
+    `clock` gives nanoseconds since 1970 and is SQLite's clock. Raises `DomainRefused` for a domain
+    value that cannot be run, `UnsupportedDatabase` and `MissingExtra`.
+    """
+
+    def __init__(
+        self,
+        url_or_engine: str | Engine,
+        domains: Iterable[Domain | str] = (),
+        *,
+        settings: Settings | None = None,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.settings = settings or Settings()
+        self.failed: dict[str, QntxError] = {}
+        self._found_by_name: set[str] = set()
+        self.domains: dict[str, Domain] = {pulse.name: pulse}
+        for given in domains:
+            self._take_up(given)
+        wait = timedelta(seconds=self.settings.lock_seconds)
+        self.database = Database(url_or_engine, clock=clock, timeout=wait)
+        self._sequencer = Sequencer(self.database)
+        self.log = Log(self.database, self._sequencer)
+        self._stopping = threading.Event()
+        self._moved = threading.Condition()
+        self._supervisor: Supervisor | None = None
+        self._is_ready = False
+        self._setting_up = threading.Lock()
+
+    # What people say and ask.
+
+    @overload
+    def append(self, attestations: Attestation) -> Receipt: ...
+    @overload
+    def append(self, attestations: Iterable[Attestation]) -> list[Receipt]: ...
+    def append(self, attestations: Attestation | Iterable[Attestation]) -> Receipt | list[Receipt]:
+        """Append one or many, all or none, and return a receipt for each, in order.
+
+        A payload is held against the class of the domain that emits its context. Raises
+        `InvalidPayload`, `ForeignContext`, `ConflictingAttestation`, `TooMany`, `LogBusy`.
+        """
+        is_one = isinstance(attestations, Attestation)
+        said = [attestations] if isinstance(attestations, Attestation) else list(attestations)
+        for attestation in said:
+            self._check(attestation)
+        self._get_ready()
+        receipts = self.log.append(said)
+        self._wake()
+        return receipts[0] if is_one else receipts
+
+    def ax(
+        self,
+        ax: Ax | None = None,
+        **parts: Any,  # noqa: ANN401 - the parts of an Ax
+    ) -> list[Recorded[Json]]:
+        """Return what is asked for, in the order of positions: `host.ax(contexts="commit")`."""
+        self._get_ready()
+        return self.log.ax(Ax(**parts) if ax is None else ax)
+
+    def wait_for(
+        self, position: int, name: str, timeout: timedelta | float = timedelta(seconds=10)
+    ) -> None:
+        """Return once the domain's rows hold `position`. Raises `WaitTimeout`, `UnknownDomain`."""
+        domain = self.domain(name)
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        deadline = time.monotonic() + seconds
+        self._wake()
+        while (reached := self._position_of(domain.name)) < position:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise WaitTimeout(
+                    f"`{name}` is at {reached} and did not reach {position} in {seconds:g} s: "
+                    f"`qntx-es projections status {name}` says why"
+                )
+            with self._moved:
+                self._moved.wait(min(left, LOOK_SECONDS))
+
+    # What runs.
+
+    def upgrade(self) -> None:
+        """Make or upgrade the framework's tables, and make those of domains seen first."""
+        self.database.upgrade()
+        self._declare()
+
+    def catch_up(self, *, jobs: bool = False) -> None:
+        """Run every projector to the head, until nothing derived is left; with `jobs` those too.
+
+        Schedules that are due fire, and due jobs run in the calling thread. Raises
+        `ProjectorStopped` where a handler fails.
+        """
+        self._get_ready()
+        worker = self._worker() if jobs else None
+        ticker = self._ticker() if jobs else None
+        while True:
+            self._catch_up_projectors()
+            attempts = worker.run_due() if worker else 0
+            fires = ticker.tick() if ticker else 0
+            if not attempts and not fires:
+                return
+
+    def rebuild(
+        self, name: str, *, progress: Callable[[RebuildProgress], None] | None = None
+    ) -> Rebuilt:
+        """Build a domain's tables anew beside the live ones, compare them, and swap.
+
+        Everything goes on meanwhile. Raises `UnknownDomain`, and what `Rebuild.run` raises.
+        """
+        domain = self.domain(name)
+        self._get_ready()
+        return Rebuild(
+            self.database, self._sequencer, domain, progress=progress, stopping=self._stopping
+        ).run()
+
+    @contextmanager
+    def running(self) -> Iterator["Host"]:
+        """Run projectors, jobs and schedules in threads until the block ends, then drain."""
+        self._get_ready()
+        self._stopping.clear()
+        supervisor = Supervisor(self._runners.values(), self._stopping, self._moved)
+        worker, ticker = self._worker(), self._ticker()
+        threads = [
+            threading.Thread(target=worker.run, args=(self.settings.job_threads,), name="worker"),
+            threading.Thread(target=self._tick, args=(ticker,), name="ticker"),
+        ]
+        self._supervisor, self._running_worker = supervisor, worker
+        supervisor.start()
+        for thread in threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._stopping.set()
+            self._wake()
+            for thread in threads:
+                thread.join()
+            supervisor.join()
+            self._supervisor = self._running_worker = None
+            self._stopping.clear()
+
+    def run(self) -> None:
+        """Run until SIGTERM or SIGINT, then finish the batches and jobs in hand."""
+        told = threading.Event()
+        before = {
+            number: signal.signal(number, lambda *_: told.set())
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        try:
+            with self.running():
+                told.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[Mapping[str, "Host"]]:  # noqa: ARG002 - ASGI's signature
+        """Run with an ASGI application: `Starlette(lifespan=host.lifespan)`."""
+        with self.running():
+            yield {"qntx": self}
+
+    def close(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        self.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # What is known.
+
+    def domain(self, name: str) -> Domain:
+        """Return a domain by name. Raises `UnknownDomain`, or why it could not be taken up."""
+        if name in self.failed:
+            raise self.failed[name]
+        if name not in self.domains:
+            raise UnknownDomain(name, self.domains)
+        return self.domains[name]
+
+    def statuses(self) -> list[ProjectorStatus]:
+        """Return how every projector the database knows stands, by name."""
+        self.database.check()
+        with self.database.read() as connection:
+            return statuses(connection, self.domains, self.database.now(connection))
+
+    @cached_property
+    def contexts(self) -> dict[str, list[Domain]]:
+        """Which domains read or declare each context."""
+        known: dict[str, list[Domain]] = {}
+        for domain in self.domains.values():
+            for context in domain.payloads:
+                known.setdefault(context, []).append(domain)
+        return known
+
+    def _take_up(self, given: Domain | str) -> None:
+        try:
+            domain = self._sound(given)
+        except (DomainRefused, UnknownDomain) as error:
+            if not isinstance(given, str):
+                raise
+            logger.error("%s", error)  # noqa: TRY400 - the message is the remedy
+            self.failed[given] = error
+        else:
+            self.domains[domain.name] = domain
+            if isinstance(given, str):
+                self._found_by_name.add(given)
+
+    def _sound(self, given: Domain | str) -> Domain:
+        domain = find_domain(given).domain if isinstance(given, str) else given
+        problems = domain.problems()
+        if domain.name in self.domains:
+            problems.append("another domain has this name")
+        if problems:
+            raise DomainRefused(domain.name, problems)
+        return domain
+
+    def _check(self, said: Attestation) -> None:
+        if said.context.startswith(RESERVED) and said.context not in OPEN:
+            raise ForeignContext(f"context `{said.context}` is the framework's own")
+        if said.context == JobRequested.context and said.payload_class is not JobRequested:
+            _hold_against(said, JobRequested)
+        if said.payload_class is not None:
+            return
+        for domain in self.contexts.get(said.context, ()):
+            if domain.emits is not None and domain.may_emit(said.context):
+                _hold_against(said, domain.payloads[said.context])
+
+    def _get_ready(self) -> None:
+        """Check the schema, and make what domains seen first need, once."""
+        if self._is_ready:
+            return
+        with self._setting_up:
+            self.database.check()
+            self._declare()
+
+    def _declare(self) -> None:
+        for domain in self._undeclared():
+            try:
+                with self.database.write() as connection:
+                    generations.create_live(connection, domain, self.database.now(connection))
+            except DBAPIError as error:
+                self._leave_out(domain, error)
+        self._sequencer.inline = InlineProjectors(
+            batches
+            for runner in self._runners.values()
+            if isinstance(batches := runner.batches, InlineBatches)
+        )
+        self._is_ready = True
+
+    def _leave_out(self, domain: Domain, error: DBAPIError) -> None:
+        refused = DomainRefused(domain.name, [f"its tables cannot be made: {error.orig}"])
+        if domain.name not in self._found_by_name:
+            raise refused from error
+        logger.error("%s", refused)
+        self.failed[domain.name] = refused
+        del self.domains[domain.name]
+
+    def _undeclared(self) -> list[Domain]:
+        with self.database.read() as connection:
+            known = set(connection.execute(select(cursors.c.domain)).scalars())
+        return [domain for name, domain in self.domains.items() if name not in known]
+
+    @cached_property
+    def _runners(self) -> dict[str, Runner]:
+        return {name: self._runner(domain) for name, domain in self.domains.items()}
+
+    def _runner(self, domain: Domain) -> Runner:
+        handlers = Handlers(domain)
+        shapes = [Shape(table) for table in domain.tables.values()]
+        parts = (self.database, self._sequencer, handlers, RowMap(shapes, lambda table: table))
+        batches = InlineBatches(*parts) if domain.inline else Batches(*parts)
+        return Runner(self.database, domain, batches, self._stopping)
+
+    def _catch_up_projectors(self) -> None:
+        while True:
+            self._sequencer.run_pass()
+            before = self.log.head()
+            stopped = [error for one in self._runners.values() if (error := _catch_up(one))]
+            if self.log.head() != before:
+                continue
+            if stopped:
+                raise stopped[0]
+            return
+
+    def _worker(self) -> Worker:
+        return Worker(self.log, self.domains.values(), self._services, self._stopping)
+
+    def _ticker(self) -> Ticker:
+        declared = [one for domain in self.domains.values() for one in domain.schedules]
+        return Ticker(self.database, self.log, declared)
+
+    def _services(self, domain: Domain, store: Store) -> Registry:
+        return Registry(domain, self.database, store)
+
+    def _tick(self, ticker: Ticker) -> None:
+        while not self._stopping.is_set():
+            try:
+                if ticker.tick():
+                    self._wake()
+            except QntxError as error:
+                logger.warning("schedules wait: %s", error)
+            self._stopping.wait(TICK_SECONDS_MAX)
+
+    def _wake(self) -> None:
+        if self._supervisor is not None:
+            self._supervisor.wake()
+        if self._running_worker is not None:
+            self._running_worker.wake.set()
+
+    _running_worker: Worker | None = None
+
+    def _position_of(self, name: str) -> int:
+        with self.database.read() as connection:
+            asked = select(cursors.c.position).where(cursors.c.domain == name)
+            return connection.execute(asked).scalar_one_or_none() or 0
+
+
+def _catch_up(runner: Runner) -> ProjectorStopped | ProjectorOutdated | None:
+    """Catch up, and return why it did not: others need not wait for the one that stands."""
+    try:
+        runner.catch_up()
+    except (ProjectorStopped, ProjectorOutdated) as error:
+        return error
+    return None
+
+
+def _hold_against(said: Attestation, payload: type[Payload]) -> None:
+    if payload.schema_version != said.schema_version:
+        return
+    try:
+        payload.model_validate_json(said.text)
+    except ValidationError as error:
+        raise InvalidPayload(f"{said.context} about {said.entity}: {problems_of(error)}") from error

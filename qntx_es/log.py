@@ -1,0 +1,151 @@
+"""The ordered attestations: append, read, head. There is no update and no delete.
+
+Reading goes forward in pieces, each in a transaction of its own: a reader of a long log holds no
+snapshot, and what it has seen stays seen, since positions never change behind it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, overload
+
+from sqlalchemy import Connection, Select, func, select
+
+from qntx_es.attestation import (
+    RECORDED_COLUMNS,
+    Attestation,
+    Json,
+    Recorded,
+    decode_mapping,
+    microseconds,
+)
+from qntx_es.ax import Ax, conditions
+from qntx_es.database import Database
+from qntx_es.sequencer import Receipt, Sequencer, Turn
+from qntx_es.tables import attestations
+
+READ_ROWS = 1_000
+COLUMNS = tuple(attestations.c[name] for name in RECORDED_COLUMNS)
+
+
+class Log:
+    """The log of one database."""
+
+    def __init__(self, database: Database, sequencer: Sequencer) -> None:
+        self._database = database
+        self._sequencer = sequencer
+
+    @overload
+    def append(self, attestations: Attestation) -> Receipt: ...
+    @overload
+    def append(self, attestations: Iterable[Attestation]) -> list[Receipt]: ...
+    def append(self, attestations: Attestation | Iterable[Attestation]) -> Receipt | list[Receipt]:
+        """Append one or many, all or none, and return a receipt for each.
+
+        Raises `ConflictingAttestation`, `TooMany` (over 10 000), `LogBusy`, and
+        `PositionPending` when all is committed but another process keeps the order waiting.
+        """
+        if isinstance(attestations, Attestation):
+            return self._sequencer.append([attestations])[0]
+        return self._sequencer.append(list(attestations))
+
+    def decide(self, choose: Callable[[Turn], Iterable[Attestation]]) -> list[Receipt]:
+        """Append what `choose` returns after reading at the head, while nobody else appends."""
+        return self._sequencer.decide(choose)
+
+    @contextmanager
+    def reading(self) -> Iterator[Turn]:
+        """Give a turn that decides nothing: what is read may be older than the head."""
+        with self._database.read() as connection:
+            head, now = self._sequencer.look(connection)
+            yield Turn(connection, head.position, now)
+
+    def read(
+        self, ax: Ax | None = None, after: int = 0, limit: int | None = None
+    ) -> Iterator[Recorded[Json]]:
+        """Yield what lies behind `after`, in the order of positions, at most `limit` of them.
+
+        An `ax` with a limit of its own means the newest of these.
+        """
+        asked = ax or Ax()
+        with self._database.read() as connection:
+            after, until = self._span(connection, asked, after)
+            if asked.limit is not None:
+                after = _before_newest(connection, asked, asked.limit, after, until)
+        found = 0
+        while limit is None or found < limit:
+            size = READ_ROWS if limit is None else min(READ_ROWS, limit - found)
+            with self._database.read() as connection:
+                rows = connection.execute(_forward(asked, after, until).limit(size)).all()
+            for row in rows:
+                yield Recorded(tuple(row), decode_mapping)
+            found += len(rows)
+            if len(rows) < size:
+                return
+            after = rows[-1].position
+
+    def ax(self, ax: Ax) -> list[Recorded[Json]]:
+        """Return all that `ax` asks for, in the order of positions."""
+        return list(self.read(ax))
+
+    def get(self, attestation_id: str) -> Recorded[Json] | None:
+        """Return the attestation of this id, or None."""
+        with self._database.read() as connection:
+            asked = select(*COLUMNS).where(attestations.c.id == attestation_id)
+            row = connection.execute(asked).one_or_none()
+        return None if row is None else Recorded(tuple(row), decode_mapping)
+
+    def head(self) -> int:
+        """Return the largest position: 1…head are all committed and readable. 0 is empty."""
+        with self._database.read() as connection:
+            return head_of(connection)
+
+    def waiting(self) -> int:
+        """Count what is committed but has no position yet."""
+        with self._database.read() as connection:
+            return self._sequencer.waiting(connection)
+
+    def _span(self, connection: Connection, ax: Ax, after: int) -> tuple[int, int]:
+        head = head_of(connection)
+        if ax.since is not None:
+            after = max(after, _last_before(connection, microseconds(ax.since), head))
+        if ax.until is not None:
+            head = _last_before(connection, microseconds(ax.until) + 1, head)
+        return after, head
+
+
+def head_of(connection: Connection) -> int:
+    """Return the largest position, in the caller's transaction."""
+    largest = select(func.coalesce(func.max(attestations.c.position), 0))
+    return int(connection.execute(largest).scalar_one())
+
+
+def _before_newest(connection: Connection, ax: Ax, limit: int, after: int, until: int) -> int:
+    if limit == 0:
+        return until
+    position = attestations.c.position
+    newest = _forward(ax, after, until).with_only_columns(position).order_by(None)
+    oldest_wanted = newest.order_by(position.desc()).offset(limit - 1).limit(1)
+    found = connection.execute(oldest_wanted).scalar_one_or_none()
+    return after if found is None else int(found) - 1
+
+
+def _forward(ax: Ax, after: int, until: int) -> Select[Any]:
+    position = attestations.c.position
+    matching = [position > after, position <= until, *conditions(ax, attestations)]
+    return select(*COLUMNS).where(*matching).order_by(position)
+
+
+def _last_before(connection: Connection, instant: int, head: int) -> int:
+    """Return the largest position recorded before an instant, by bisection."""
+    low, high = 0, head
+    while low < high:
+        middle = (low + high + 1) // 2
+        asked = select(attestations.c.recorded_at).where(attestations.c.position == middle)
+        if connection.execute(asked).scalar_one() < instant:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+__all__ = ["COLUMNS", "Log", "Receipt", "Turn", "head_of"]

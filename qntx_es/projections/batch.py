@@ -1,0 +1,239 @@
+"""One batch: rows, derived attestations and cursor move in one transaction, or not at all.
+
+    look    one statement: head h, cursor c, who holds the lease
+    read    what the handlers are for in (c, h], at most n; the ceiling is the last one if n were
+            found, else h, so that the cursor moves over what does not match
+    run     project handlers, then derive handlers, one attestation at a time
+    open    the write transaction (SQLite: IMMEDIATE)
+    flush   the rows, in bulk
+    move    the cursor, compared with what was looked at; if another was faster, all of it is undone
+    append  what was derived, like any caller's: into the inbox (SQLite: the log)
+    commit  and a pass if anything was derived
+
+Reading in one transaction and writing in the next is safe: if `move` finds the cursor unchanged,
+nobody else wrote these rows. One attestation at a time is the meaning of a batch, so a batch that
+fails is cut until the one that fails stands alone.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
+from time import monotonic
+from typing import Any, cast
+
+from sqlalchemy import Connection, Select, bindparam, select
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+
+from qntx_es import faults
+from qntx_es.attestation import Attestation, RecordedRow
+from qntx_es.database import Database
+from qntx_es.errors import LeaseLost, ProjectorOutdated
+from qntx_es.log import COLUMNS
+from qntx_es.projections.cursor import Cursor, Look, advance, look
+from qntx_es.projections.handlers import Handlers
+from qntx_es.projections.recovery import HandlerFailed, InHand
+from qntx_es.projections.rows import RowMap
+from qntx_es.sequencer import Sequencer
+from qntx_es.tables import attestations
+
+STORE_SECONDS = 0.25
+WINDOW_MAX = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one batch did: the cursor went from `start` to `position`, with the log at `head`."""
+
+    start: int
+    position: int
+    head: int
+    matched: int
+    derived: int
+
+
+class Transaction:
+    """The batch's connection: it reads until somebody has to write, and then writes."""
+
+    def __init__(self, database: Database, stack: ExitStack) -> None:
+        self._database = database
+        self._stack = stack
+        self._reading = ExitStack()
+        self._connection: Connection | None = None
+        self._is_writing = False
+        stack.push(self._reading)
+
+    def __call__(self, write: bool) -> Connection:  # noqa: FBT001 - the shape of RowMap.connect
+        """Return the connection, in a write transaction from the first time that is asked for."""
+        if self._connection is not None and (self._is_writing or not write):
+            return self._connection
+        if write:
+            self._reading.close()
+            self._connection = self._stack.enter_context(self._database.write())
+            self._is_writing = True
+        else:
+            self._connection = self._reading.enter_context(self._database.read())
+        return self._connection
+
+
+class Batches:
+    """The batches of one projector: a domain's handlers over one generation of its tables."""
+
+    def __init__(
+        self, database: Database, sequencer: Sequencer, handlers: Handlers, rows: RowMap
+    ) -> None:
+        self._database = database
+        self._sequencer = sequencer
+        self._handlers = handlers
+        self._rows = rows
+        self._last: Cursor | None = None
+        self._stored_at = 0.0
+        # Until a batch is whole, the map may know what the database does not.
+        self._is_whole = True
+        self._began_at: Cursor | None = None
+
+    def step(self, size: int, *, until: int | None = None, eager: bool = True) -> Step:
+        """Project the next `size` matching attestations, at most up to `until`.
+
+        Over ground where nothing matches the cursor is stored now and then, or always if `eager`.
+        Raises `HandlerFailed`; `LeaseLost` when another runner was faster or holds the lease;
+        `ProjectorOutdated` when the tables belong to another version.
+        """
+        try:
+            step = self._step(size, until, eager=eager)
+        except DBAPIError as error:
+            # A swap may have put other tables under a batch that began before it.
+            if self._is_overtaken():
+                raise LeaseLost from error
+            raise
+        finally:
+            if not self._is_whole:
+                self._forget()
+        if step.derived:
+            self._sequencer.run_pass()
+        return step
+
+    def _step(self, size: int, until: int | None, *, eager: bool) -> Step:
+        self._is_whole = False
+        with ExitStack() as stack:
+            transaction = Transaction(self._database, stack)
+            self._rows.connect = transaction
+            cursor, head = self._look(transaction(False))  # noqa: FBT003 - to read
+            faults.point("batch.after_look")
+            ceiling = head if until is None else min(until, head)
+            batch = read_batch(
+                transaction(False),  # noqa: FBT003 - to read
+                self._handlers,
+                cursor.position,
+                ceiling,
+                size,
+            )
+            if len(batch) == size:
+                ceiling = batch[-1][0]
+            is_idle = not batch and not eager and self._stored_lately()
+            if ceiling <= cursor.position or is_idle:
+                self._is_whole = True
+                return Step(cursor.position, cursor.position, head, 0, 0)
+            faults.point("batch.after_read")
+            derived = self._run(batch, cursor)
+            connection = transaction(True)  # noqa: FBT003 - to write
+            faults.point("batch.before_flush")
+            flush(self._rows, connection, batch)
+            faults.point("batch.before_move")
+            # First: a runner that was overtaken has read other rows, and derives other bytes.
+            moved = advance(cursor, ceiling, connection)
+            faults.point("batch.before_append")
+            self._sequencer.drop(connection, derived)
+            faults.point("batch.before_commit")
+        faults.point("batch.after_commit")
+        self._last, self._is_whole = moved, True
+        self._stored_at = monotonic()
+        self._rows.cool()
+        return Step(cursor.position, ceiling, head, len(batch), len(derived))
+
+    def _look(self, connection: Connection) -> tuple[Cursor, int]:
+        now = self._database.now(connection)
+        seen = look(connection, self._handlers.domain.name, now)
+        self._began_at = seen.cursor
+        cursor = usable(self._handlers, seen)
+        if cursor != self._last:
+            self._forget()
+        return cursor, seen.head
+
+    def _run(self, batch: Sequence[RecordedRow], cursor: Cursor) -> list[Attestation]:
+        self._handlers.read_ahead(self._rows, batch)
+        return self._handlers.run(batch, self._rows, derives_from=cursor.derives_from)
+
+    def _forget(self) -> None:
+        self._rows.forget()
+        self._last = None
+
+    def _is_overtaken(self) -> bool:
+        with self._database.read() as connection:
+            seen = look(connection, self._handlers.domain.name, self._database.now(connection))
+        return seen.cursor != self._began_at
+
+    def _stored_lately(self) -> bool:
+        return monotonic() - self._stored_at < STORE_SECONDS
+
+
+def usable(handlers: Handlers, seen: Look) -> Cursor:
+    """Return the cursor these handlers may move, or raise why they may not."""
+    domain, cursor = handlers.domain, seen.cursor
+    if cursor is None:
+        raise ProjectorOutdated(
+            f"domain `{domain.name}` has no tables yet. Run `qntx-es db upgrade`, or host.upgrade()"
+        )
+    if cursor.version < domain.version:
+        raise ProjectorOutdated(
+            f"the tables of `{domain.name}` are of version {cursor.version}, the code is of "
+            f"version {domain.version}. Run `qntx-es projections rebuild {domain.name}`"
+        )
+    if cursor.version > domain.version:
+        raise ProjectorOutdated(
+            f"the tables of `{domain.name}` are of version {cursor.version}, newer than this "
+            f"code ({domain.version}): another host goes on with them. Upgrade this one"
+        )
+    if seen.holder is not None:
+        raise LeaseLost(f"`{domain.name}` is held by {seen.holder}")
+    return cursor
+
+
+def read_batch(
+    connection: Connection, handlers: Handlers, after: int, until: int, size: int
+) -> list[RecordedRow]:
+    """Return the next attestations the handlers are for, at most `size`, in order.
+
+    They are read in windows of positions, wider while little matches: asked for "the next 5 000"
+    of a long log, a database may well sort all that is left of it.
+    """
+    found: list[RecordedRow] = []
+    window = size
+    while handlers.contexts and after < until and len(found) < size:
+        to = min(until, after + window)
+        asked = _asked(handlers.contexts).limit(size - len(found))
+        result = connection.execute(asked, {"after": after, "until": to})
+        # The driver's own tuples: no column needs converting, and a Row costs more than it gives.
+        found += cast("Any", result.cursor).fetchall()
+        after, window = to, min(window * 2, WINDOW_MAX)
+    return found
+
+
+@cache
+def _asked(contexts: frozenset[str]) -> Select[Any]:
+    position = attestations.c.position
+    return (
+        select(*COLUMNS)
+        .with_hint(attestations, "NOT INDEXED", "sqlite")
+        .where(position > bindparam("after"), position <= bindparam("until"))
+        .where(attestations.c.context.in_(sorted(contexts)))
+        .order_by(position)
+    )
+
+
+def flush(rows: RowMap, connection: Connection, batch: Sequence[RecordedRow]) -> None:
+    """Write the rows; what the database refuses of them is the failure of whoever put them."""
+    try:
+        rows.flush(connection)
+    except (IntegrityError, DataError) as error:
+        raise HandlerFailed(InHand(batch[0][0], "a row that was put"), error) from error

@@ -1,0 +1,167 @@
+"""How rows get in and out of a table in bulk: one statement a table and batch.
+
+The dialects differ here. SQLite is fastest with one prepared upsert run many times; PostgreSQL
+with one statement over arrays, one parameter a *column* (65 536 parameters are refused, and a
+statement a row costs a round trip each).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from sqlalchemy import Connection, Dialect, Table, Text, select, tuple_, type_coerce, types
+
+from qntx_es.columns import Document
+from qntx_es.projections.shape import Key, Names, Pattern, Shape, Values, tuple_getter
+
+Bind: TypeAlias = Callable[[Any], Any]
+
+# SQLite allows 32 766 variables; smaller statements are compiled once and found again.
+SQLITE_KEYS = 500
+POSTGRESQL_KEYS = 5_000
+ARRAYS: tuple[tuple[type[types.TypeEngine[Any]], str], ...] = (
+    (types.Integer, "bigint"),
+    (types.Boolean, "boolean"),
+    (types.Float, "double precision"),
+    (types.DateTime, "timestamptz"),
+    (types.Date, "date"),
+    (types.LargeBinary, "bytea"),
+    (types.String, "text"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Upsert:
+    """One statement, and how a row's values become its parameters."""
+
+    sql: str
+    values_of: Callable[[Values], tuple[Any, ...]]
+    constants: tuple[Any, ...]
+    binds: tuple[Bind | None, ...] | None
+
+
+class Writer:
+    """Reads and writes the rows of one table, whatever its name is at the moment."""
+
+    def __init__(self, table: Table, shape: Shape) -> None:
+        self._table = table
+        self._shape = shape
+        self._columns = tuple(column.name for column in table.columns)
+        self._whole = shape.blank.after_put(self._columns)
+        self._upserts: dict[Pattern, Upsert] = {}
+        # The map keeps documents as the text they are, so that no handler can change one in place.
+        self._read = select(
+            *(
+                type_coerce(column, Text).label(column.name)
+                if isinstance(column.type, Document)
+                else column
+                for column in table.columns
+            )
+        )
+
+    def read(self, connection: Connection, keys: Sequence[Key]) -> Iterable[Values]:
+        """Return the rows of these keys, as far as there are any."""
+        size = SQLITE_KEYS if connection.dialect.name == "sqlite" else POSTGRESQL_KEYS
+        columns = [self._table.c[name] for name in self._shape.key]
+        found: list[Values] = []
+        for some in _batched(keys, size // len(columns)):
+            if len(columns) == 1:
+                wanted = columns[0].in_([key[0] for key in some])
+            else:
+                wanted = tuple_(*columns).in_(some)
+            result = connection.execute(self._read.where(wanted))
+            found += [dict(zip(self._columns, row, strict=True)) for row in result]
+        return found
+
+    def delete(self, connection: Connection, keys: Sequence[Key]) -> None:
+        """Remove the rows of these keys."""
+        columns = [self._table.c[name] for name in self._shape.key]
+        for some in _batched(keys, SQLITE_KEYS // len(columns)):
+            connection.execute(self._table.delete().where(tuple_(*columns).in_(some)))
+
+    def upsert(self, connection: Connection, rows: Sequence[Values]) -> None:
+        """Write full rows, over whatever stands there."""
+        if rows:
+            self._run(connection, self._whole, rows)
+
+    def change(self, connection: Connection, groups: Mapping[Pattern, Sequence[Values]]) -> None:
+        """Set columns and add to others, in rows that nobody read."""
+        for pattern, rows in groups.items():
+            self._run(connection, pattern, rows)
+
+    def _run(self, connection: Connection, pattern: Pattern, rows: Sequence[Values]) -> None:
+        dialect = connection.dialect
+        upsert = self._upserts.get(pattern)
+        if upsert is None:
+            upsert = self._upserts[pattern] = self._upsert(dialect, pattern)
+        tuples = list(map(upsert.values_of, rows))
+        if upsert.constants:
+            tuples = [values + upsert.constants for values in tuples]
+        if upsert.binds is not None:
+            tuples = [_bound(upsert.binds, one) for one in tuples]
+        if dialect.name == "sqlite":
+            connection.exec_driver_sql(upsert.sql, tuples)
+        else:
+            arrays = tuple([list(values) for values in zip(*tuples, strict=True)])
+            connection.exec_driver_sql(upsert.sql, arrays)
+
+    def _upsert(self, dialect: Dialect, pattern: Pattern) -> Upsert:
+        key = self._shape.key
+        said = (*key, *sorted((pattern.sets | pattern.adds).difference(key)))
+        defaulted = tuple(
+            name
+            for name, default in self._shape.defaults.items()
+            if default is not None and name not in said
+        )
+        columns = said + defaulted
+        binds = tuple([self._bind(dialect, name) for name in columns])
+        return Upsert(
+            sql=self._sql(dialect, columns, pattern),
+            values_of=tuple_getter(said),
+            constants=tuple([self._shape.defaults[name] for name in defaulted]),
+            binds=binds if any(binds) else None,
+        )
+
+    def _bind(self, dialect: Dialect, name: str) -> Bind | None:
+        kind = self._table.c[name].type
+        implementation = Text() if isinstance(kind, Document) else kind.dialect_impl(dialect)
+        return implementation.bind_processor(dialect)
+
+    def _sql(self, dialect: Dialect, columns: Names, pattern: Pattern) -> str:
+        quote = dialect.identifier_preparer.quote
+        table = quote(self._table.name)
+        starts = {name: self._shape.defaults[name] or 0 for name in pattern.adds}
+        sums = {name: f" + {start}" for name, start in starts.items() if start}
+        if dialect.name == "sqlite":
+            rows = f"VALUES ({', '.join(f'?{sums.get(name, str())}' for name in columns)})"
+        else:
+            arrays = ", ".join(f"%b::{self._array(name)}[]" for name in columns)
+            given = ", ".join(f"{quote(name)}{sums.get(name, '')}" for name in columns)
+            names = ", ".join(map(quote, columns))
+            rows = f"SELECT {given} FROM unnest({arrays}) AS said({names})"  # noqa: S608 - names from a checked set
+        changes = [
+            f"{quote(name)} = excluded.{quote(name)}"
+            for name in sorted(pattern.sets.difference(self._shape.key))
+        ]
+        for name, start in sorted(starts.items()):
+            now = f"coalesce({table}.{quote(name)}, {start})"
+            less = f" - {start}" if start else ""
+            changes.append(f"{quote(name)} = {now} + excluded.{quote(name)}{less}")
+        action = f"DO UPDATE SET {', '.join(changes)}" if changes else "DO NOTHING"
+        into = f"INSERT INTO {table} ({', '.join(map(quote, columns))})"
+        return f"{into} {rows} ON CONFLICT ({', '.join(map(quote, self._shape.key))}) {action}"
+
+    def _array(self, name: str) -> str:
+        kind = self._table.c[name].type
+        kind = kind.impl_instance if isinstance(kind, types.TypeDecorator) else kind
+        return next(array for family, array in ARRAYS if isinstance(kind, family))
+
+
+def _bound(binds: tuple[Bind | None, ...], values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        [value if bind is None else bind(value) for bind, value in zip(binds, values, strict=True)]
+    )
+
+
+def _batched(keys: Sequence[Key], size: int) -> Iterator[Sequence[Key]]:
+    return (keys[start : start + size] for start in range(0, len(keys), size))

@@ -1,0 +1,141 @@
+"""A domain's handlers, ready to run: by context, project before derive, each payload decoded once.
+
+What is decided here once for a domain is not asked again for each attestation.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qntx_es.attestation import Attestation, Payload, Recorded, RecordedRow, derived_id
+from qntx_es.domain import DeriveHandler, Domain, ProjectHandler
+from qntx_es.errors import DerivationTooDeep, InvalidDerivation, TooMany
+from qntx_es.projections.recovery import InHand, blamed
+from qntx_es.projections.rows import RowMap
+from qntx_es.rows import ReadRows
+
+DEPTH_MAX = 64
+DERIVED_MAX = 1_000
+
+
+class ReadOnly:
+    """What a derive handler sees: the rows as of the attestation in hand, and no way to write."""
+
+    __slots__ = ("get", "select")
+
+    def __init__(self, rows: ReadRows) -> None:
+        self.get = rows.get
+        self.select = rows.select
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What is done with one context: each class decodes the payload once, for all its handlers."""
+
+    decodes: list[Callable[[str], Any]] = field(default_factory=list)
+    projects: list[tuple[int, ProjectHandler]] = field(default_factory=list)
+    derives: list[tuple[int, DeriveHandler]] = field(default_factory=list)
+
+    def decoded_by(self, payload: type[Payload]) -> int:
+        """Return which of the decodes is this class's."""
+        decode = payload.__pydantic_validator__.validate_json
+        if decode not in self.decodes:
+            self.decodes.append(decode)
+        return self.decodes.index(decode)
+
+    def recorded(self, row: RecordedRow) -> Sequence[Recorded[Any]]:
+        """Return the attestation once for each class; nearly always there is one."""
+        if len(self.decodes) == 1:
+            return (Recorded(row, self.decodes[0]),)
+        return [Recorded(row, decode) for decode in self.decodes]
+
+
+class Handlers:
+    """The handlers of one domain by context."""
+
+    def __init__(self, domain: Domain) -> None:
+        self.domain = domain
+        self._plans: dict[str, _Plan] = {}
+        for project in domain.projects:
+            plan = self._plans.setdefault(project.payload.context, _Plan())
+            plan.projects.append((plan.decoded_by(project.payload), project))
+        for derive in domain.derives:
+            plan = self._plans.setdefault(derive.payload.context, _Plan())
+            plan.derives.append((plan.decoded_by(derive.payload), derive))
+
+    @property
+    def contexts(self) -> frozenset[str]:
+        """The contexts that any handler reads."""
+        return frozenset(self._plans)
+
+    def read_ahead(self, rows: RowMap, batch: Iterable[RecordedRow]) -> None:
+        """Tell the rows which keys the batch is about. Raises `HandlerFailed`."""
+        in_hand = InHand()
+        with blamed(in_hand):
+            rows.read_ahead([row[4] for row in batch], self._named(batch, in_hand))
+
+    def _named(self, batch: Iterable[RecordedRow], in_hand: InHand) -> Iterator[tuple[Any, ...]]:
+        keyed = {
+            context: [(which, one) for which, one in plan.projects if one.keys is not None]
+            for context, plan in self._plans.items()
+        }
+        if not any(keyed.values()):
+            return
+        for row in batch:
+            for which, handler in keyed[row[2]]:
+                in_hand.position, in_hand.handler = row[0], handler.name
+                recorded = Recorded(row, self._plans[row[2]].decodes[which])
+                if handler.keys is not None:
+                    yield from handler.keys(recorded)
+
+    def run(
+        self, batch: Iterable[RecordedRow], rows: RowMap, *, derives_from: int | None
+    ) -> list[Attestation]:
+        """Run the handlers over a batch in order, and return what was derived.
+
+        Nothing is derived from a source at or below `derives_from`, unless its handler speaks
+        since the beginning; None derives nothing at all. Raises `HandlerFailed`.
+        """
+        derived: list[Attestation] = []
+        readable = ReadOnly(rows)
+        in_hand = InHand()
+        plans = self._plans
+        with blamed(in_hand):
+            for row in batch:
+                in_hand.position = row[0]
+                plan = plans[row[2]]
+                recorded = plan.recorded(row)
+                for which, project in plan.projects:
+                    in_hand.handler = project.name
+                    project.function(recorded[which], rows)
+                rows.settle()
+                if derives_from is None:
+                    continue
+                for which, derive in plan.derives:
+                    if row[0] > derives_from or derive.is_from_beginning:
+                        in_hand.handler = derive.name
+                        derived += self._follow(derive, recorded[which], readable)
+        return derived
+
+    def _follow(
+        self, handler: DeriveHandler, source: Recorded[Payload], rows: ReadRows
+    ) -> Iterator[Attestation]:
+        if handler.schedule is not None and source.entity != handler.schedule:
+            return
+        for ordinal, said in enumerate(handler.function(source, rows) or ()):
+            if not isinstance(said, Attestation):
+                raise InvalidDerivation(
+                    f"`{handler.name}` yielded a {type(said).__name__}: yield attestations, "
+                    f"made by {self.domain.name}.attest(…) or by a job's request(…)"
+                )
+            if source.depth >= DEPTH_MAX:
+                raise DerivationTooDeep
+            if ordinal >= DERIVED_MAX:
+                raise TooMany(f"`{handler.name}` yields more than {DERIVED_MAX} of one attestation")
+            self.domain.refuse_foreign(said)
+            yield said.caused(
+                id=derived_id(source.id, self.domain.name, handler.name, str(ordinal)),
+                by=source.id,
+                correlation_id=source.correlation_id or source.id,
+                depth=source.depth + 1,
+            )

@@ -1,0 +1,119 @@
+"""Inline domains: projected in the very transaction that gives the positions.
+
+The pass is their runner. It projects in a savepoint: a handler that raises leaves its projector
+*degraded*, with the cursor where it was, and the runner catches up under the same lock. So an
+append never fails for a projector, and no attestation is left out, whether the passing host lacks
+the domain, has old code or comes in the middle of a rebuild.
+"""
+
+from collections.abc import Iterable
+from time import monotonic
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from qntx_es.database import Database, is_trouble
+from qntx_es.errors import LeaseLost, ProjectorOutdated
+from qntx_es.projections.batch import STORE_SECONDS, Step, flush, read_batch, usable
+from qntx_es.projections.cursor import Cursor, advance, look
+from qntx_es.projections.handlers import Handlers
+from qntx_es.projections.recovery import HandlerFailed, InHand, record_failure
+from qntx_es.projections.rows import RowMap
+from qntx_es.sequencer import Sequencer
+
+# Further behind than this, a projector is its runner's affair and not the appender's.
+INLINE_MAX = 1_000
+
+
+class InlineBatches:
+    """The batches of one inline projector, under the sequencer's lock."""
+
+    def __init__(
+        self, database: Database, sequencer: Sequencer, handlers: Handlers, rows: RowMap
+    ) -> None:
+        self._database = database
+        self._sequencer = sequencer
+        self._handlers = handlers
+        self._rows = rows
+        self._degraded_at: int | None = None
+        self._stored_at = 0.0
+
+    @property
+    def contexts(self) -> frozenset[str]:
+        """The contexts its handlers read."""
+        return self._handlers.contexts
+
+    def step(self, size: int, *, until: int | None = None, eager: bool = True) -> Step:
+        """Catch up by one batch. Raises `HandlerFailed`, `ProjectorOutdated`, `LeaseLost`."""
+        if not eager and monotonic() - self._stored_at < STORE_SECONDS:
+            # The lock would make appenders wait, and the pass has projected what there was.
+            with self._database.read() as connection:
+                cursor, head = self._look(connection)
+            return Step(cursor.position, cursor.position, head, 0, 0)
+        with self._sequencer.held() as connection:
+            step = self._project(connection, size, until)
+        self._stored_at = monotonic()
+        return step
+
+    def pass_through(self, connection: Connection) -> None:
+        """Project what a pass has just given positions to, or leave it to the runner."""
+        savepoint = connection.begin_nested()
+        try:
+            if self._look(connection)[0].position != self._degraded_at:
+                self._project(connection, INLINE_MAX, None)
+        except (LeaseLost, ProjectorOutdated):
+            savepoint.rollback()
+        except HandlerFailed as failed:
+            savepoint.rollback()
+            self._degrade(connection, failed)
+        except DBAPIError as error:
+            if is_trouble(error):
+                raise
+            savepoint.rollback()
+            self._degrade(connection, HandlerFailed(InHand(handler="a statement"), error))
+        else:
+            savepoint.commit()
+
+    def _project(self, connection: Connection, size: int, until: int | None) -> Step:
+        # Nothing stays warm: whether this transaction commits is not for us to know.
+        self._rows.forget()
+        self._rows.connect = lambda _: connection
+        cursor, head = self._look(connection)
+        ceiling = head if until is None else min(until, head)
+        batch = read_batch(connection, self._handlers, cursor.position, ceiling, size)
+        if len(batch) == size:
+            ceiling = batch[-1][0]
+        if ceiling > cursor.position:
+            self._handlers.read_ahead(self._rows, batch)
+            self._handlers.run(batch, self._rows, derives_from=None)
+            flush(self._rows, connection, batch)
+            advance(cursor, ceiling, connection)
+        return Step(cursor.position, ceiling, head, len(batch), 0)
+
+    def _look(self, connection: Connection) -> tuple[Cursor, int]:
+        now = self._database.now(connection)
+        seen = look(connection, self._handlers.domain.name, now)
+        return usable(self._handlers, seen), seen.head
+
+    def _degrade(self, connection: Connection, failed: HandlerFailed) -> None:
+        name = self._handlers.domain.name
+        now = self._database.now(connection)
+        seen = look(connection, name, now)
+        if seen.cursor is not None:
+            self._degraded_at = seen.cursor.position
+            record_failure(connection, name, seen.cursor.position, failed, now)
+
+
+class InlineProjectors:
+    """All inline projectors of a host, as the sequencer calls them."""
+
+    def __init__(self, projectors: Iterable[InlineBatches]) -> None:
+        self._projectors = tuple(projectors)
+        self.contexts = frozenset(
+            context for projector in self._projectors for context in projector.contexts
+        )
+
+    def __call__(self, connection: Connection, head: int) -> None:  # noqa: ARG002 - the sequencer's
+        """Project what has just been given its positions."""
+        for projector in self._projectors:
+            projector.pass_through(connection)

@@ -1,0 +1,94 @@
+"""What becomes of a handler that fails.
+
+The one file that may catch everything, because a handler is somebody else's code and its failure
+is a state of the projector, not an accident of ours. What is the database's trouble passes through:
+that is waited out, and never held against an attestation.
+"""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
+
+from qntx_es.database import is_trouble
+from qntx_es.errors import (
+    DatabaseMissing,
+    DatabaseUnavailable,
+    LeaseLost,
+    LogBusy,
+    QntxError,
+    StorageFull,
+)
+from qntx_es.tables import failures
+
+ATTEMPTS = 3
+# Waited out by trying the whole batch again; never a reason to blame a handler.
+OF_THE_DATABASE = (
+    DatabaseMissing,
+    DatabaseUnavailable,
+    LogBusy,
+    StorageFull,
+    LeaseLost,
+)
+TEXT_MAX = 8_192
+
+
+@dataclass(slots=True)
+class InHand:
+    """The attestation and the handler a projector is at."""
+
+    position: int = 0
+    handler: str = ""
+
+
+class HandlerFailed(QntxError):
+    """A handler raised; the batch is undone."""
+
+    def __init__(self, in_hand: InHand, error: BaseException) -> None:
+        self.position = in_hand.position
+        self.handler = in_hand.handler
+        self.error = _storable("".join(traceback.format_exception_only(error)).strip())
+        self.traceback = _storable("".join(traceback.format_exception(error, chain=False)))
+        super().__init__(f"{self.handler} at position {self.position} raised {self.error}")
+
+
+@contextmanager
+def blamed(in_hand: InHand) -> Iterator[None]:
+    """Turn whatever a handler raises into `HandlerFailed`, named after what is in hand."""
+    try:
+        yield
+    except OF_THE_DATABASE:
+        raise
+    except DBAPIError as error:
+        if is_trouble(error):
+            raise
+        raise HandlerFailed(in_hand, error) from error
+    except (Exception, SystemExit) as error:
+        raise HandlerFailed(in_hand, error) from error
+
+
+def record_failure(
+    connection: Connection, domain: str, cursor: int, failed: HandlerFailed, now: int
+) -> None:
+    """Keep why a projector stands at `cursor`; it is of the past once the cursor has moved."""
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    values = {
+        "cursor": cursor,
+        "position": failed.position,
+        "handler": failed.handler,
+        "error": failed.error,
+        "traceback": failed.traceback,
+        "failed_at": now,
+    }
+    said = dialect.insert(failures).values(domain=domain, **values)
+    connection.execute(said.on_conflict_do_update(index_elements=[failures.c.domain], set_=values))
+
+
+def _storable(text: str) -> str:
+    """Return what a database keeps of somebody's words: their end, with nothing it refuses."""
+    spelt = text[-TEXT_MAX:].replace("\x00", "\\0")
+    return spelt.encode(errors="backslashreplace").decode()

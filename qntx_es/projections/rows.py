@@ -1,0 +1,345 @@
+"""The unit of work behind `Rows`: one map a table, read in bulk and written in bulk.
+
+One attestation at a time is the meaning; a batch is an optimisation that must not show. So a key
+that nobody read is changed *blind* only where the database will do exactly what reading would have
+done: every column that must be given is given, and what is added is an integer. All else is read
+first, and the first read of a table reads ahead all keys the batch is about.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, cast
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Delete,
+    FromClause,
+    Insert,
+    SelectBase,
+    Table,
+    TableClause,
+    Update,
+)
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.util import find_tables
+
+from qntx_es.errors import ForeignTable, InvalidRow
+from qntx_es.projections.flush import Writer
+from qntx_es.projections.shape import Key, Names, Pattern, Shape, Values
+from qntx_es.rows import Row
+
+WARM_ROWS = 100_000
+_UNREAD: Any = object()
+
+
+@dataclass(slots=True)
+class Blind:
+    """What was said of a row that nobody read; columns of the pattern's `adds` hold amounts."""
+
+    pattern: Pattern
+    values: Values
+
+    def put(self, names: Names, values: Values) -> None:
+        """Set columns, whatever was said of them before."""
+        self.values.update(values)
+        self.pattern = self.pattern.after_put(names)
+
+    def is_added(self, names: Names, amounts: dict[str, float], shape: Shape) -> bool:
+        """Add where it is plainly right: integers, to columns that were spoken of, within bounds.
+
+        The road most taken, made short; whatever is in doubt is left undone, for the long one.
+        """
+        if not shape.is_text_key or self.pattern.after_add(names) is not self.pattern:
+            return False
+        values = self.values
+        sums = []
+        for name in names:
+            before, amount = values[name], amounts[name]
+            if type(amount) is not int or type(before) is not int or amount < 0:
+                return False
+            least, most = shape.bounds[name]
+            total = before + amount
+            if not least <= total <= most:
+                return False
+            sums.append(total)
+        for name, total in zip(names, sums, strict=True):
+            values[name] = total
+        return True
+
+
+class TableMap:
+    """What one table's rows are, as far as the batch knows."""
+
+    def __init__(self, shape: Shape, physical: Table) -> None:
+        self.shape = shape
+        self.writer = Writer(physical, shape)
+        self.known: dict[Key, Values | None] = {}
+        self.blind: dict[Key, Blind] = {}
+        self.dirty: dict[Key, None] = {}
+        self.gone: dict[Key, None] = {}
+        self.is_read_ahead = False
+
+    def forget(self) -> None:
+        """Know nothing: read everything anew."""
+        for said in (self.known, self.blind, self.dirty, self.gone):
+            said.clear()
+
+    def touch(self, key: Key) -> None:
+        """Remember that a row changed, and after which others."""
+        if self.shape.is_ordered:
+            self.dirty.pop(key, None)
+        self.dirty[key] = None
+
+    def is_flushed(self) -> bool:
+        """Tell whether the database knows all that this map knows."""
+        return not (self.blind or self.dirty or self.gone)
+
+    def key_of(self, key: Key) -> Key:
+        """Return a key as it will come back; one that was met before is known to be right."""
+        if self.shape.is_text_key and (key in self.blind or key in self.known):
+            return key
+        return self.shape.key_of(key)
+
+    def take(self, keys: Iterable[Key], found: Iterable[Values]) -> None:
+        """Learn what the database holds for keys, and add to it what was said of them blind."""
+        rows = {tuple([row[name] for name in self.shape.key]): row for row in found}
+        for key in keys:
+            row = rows.get(key)
+            said = self.blind.pop(key, None)
+            self.known[key] = row if said is None else self._merged(key, row, said)
+
+    def put_blind(self, key: Key, names: Names, values: Values) -> None:
+        """Remember columns of a row that nobody read."""
+        said = self.blind.get(key)
+        if said is None:
+            self.blind[key] = Blind(self.shape.blank.after_put(names), values)
+        else:
+            said.put(names, values)
+
+    def add_blind(self, key: Key, names: Names, amounts: dict[str, float]) -> None:
+        """Remember amounts for a row that nobody read."""
+        shape = self.shape
+        said = self.blind.get(key)
+        if said is None:
+            values = {name: shape.admits[name](amount) for name, amount in amounts.items()}
+            values.update(zip(shape.key, key, strict=True))
+            self.blind[key] = Blind(shape.blank.after_add(names), values)
+            return
+        sums = {}
+        for name, amount in amounts.items():
+            before = said.values.get(name)
+            if before is None and name not in said.pattern.sets:
+                before = 0
+            sums[name] = shape.summed(name, before, amount)
+        said.values.update(sums)
+        said.pattern = said.pattern.after_add(names)
+
+    def _merged(self, key: Key, row: Values | None, said: Blind) -> Values:
+        adds = said.pattern.adds
+        sets = {name: value for name, value in said.values.items() if name not in adds}
+        merged = self.shape.new_row(key, sets, tuple(adds)) if row is None else row | sets
+        for name in adds:
+            merged[name] = self.shape.summed(name, merged[name], said.values[name])
+        self.dirty[key] = None
+        return merged
+
+
+class RowMap:
+    """`Rows` over one generation of a domain's tables.
+
+    `connect(write)` gives the connection to read from, or to write with; the batch decides when a
+    transaction begins.
+    """
+
+    def __init__(self, shapes: Iterable[Shape], physical: Callable[[Table], Table]) -> None:
+        self._maps = {shape.table: TableMap(shape, physical(shape.table)) for shape in shapes}
+        self._physical = {table: physical(table) for table in self._maps}
+        self._ahead: Iterable[str] = ()
+        self._named: dict[Table, list[Key]] = {}
+        self._has_order = any(rows.shape.is_ordered for rows in self._maps.values())
+        self.connect: Callable[[bool], Connection] = _unconnected
+
+    def read_ahead(self, entities: Iterable[str], named: Iterable[Key]) -> None:
+        """Say what the coming attestations are about; it is read when the first of it is needed."""
+        self._ahead = entities
+        for rows in self._maps.values():
+            rows.is_read_ahead = False
+        self._named = {}
+        for table, *key in named:
+            self._named.setdefault(table, []).append(self._map(table).key_of(tuple(key)))
+
+    def get(self, table: Table, *key: object) -> Row | None:
+        """Return the row of this key, frozen, or None."""
+        rows = self._map(table)
+        values = self._read(rows, rows.key_of(key))
+        return None if values is None else Row(values, rows.shape.show)
+
+    def put(self, table: Table, /, **columns: object) -> None:
+        """Set columns of the row of this key, making it if there is none."""
+        rows = self._maps.get(table) or self._map(table)
+        shape = rows.shape
+        names = tuple(columns)
+        plan = shape.puts.get(names) or shape.put_plan(names)
+        if shape.is_text_key and (said := rows.blind.get(plan.key_of(columns))) is not None:
+            # The road most taken: a key that was met before is known to be right.
+            for name, check in plan.beside_key:
+                columns[name] = check(columns[name])
+            said.put(names, columns)
+            return
+        for name, check in plan.checks:
+            columns[name] = check(columns[name])
+        key = plan.key_of(columns)
+        before = rows.known.get(key, _UNREAD)
+        if before is _UNREAD:
+            if plan.is_whole:
+                rows.put_blind(key, names, columns)
+                return
+            before = self._read(rows, key)
+        if before is None:
+            rows.known[key] = shape.new_row(key, columns)
+            rows.gone.pop(key, None)
+        else:
+            before.update(columns)
+        rows.touch(key)
+
+    def add(self, table: Table, /, *key: object, **amounts: float) -> None:
+        """Add to columns of the row of this key, making it if there is none."""
+        rows = self._maps.get(table) or self._map(table)
+        names = tuple(amounts)
+        said = rows.blind.get(key)
+        if said is not None and said.is_added(names, amounts, rows.shape):
+            return
+        shape = rows.shape
+        key = rows.key_of(key)
+        # Only what grows: a sum that left its bounds and came back would show the batch.
+        may_be_blind = shape.may_add_blind(names) and all(by >= 0 for by in amounts.values())
+        before = rows.known.get(key, _UNREAD)
+        if before is _UNREAD:
+            if may_be_blind:
+                rows.add_blind(key, names, amounts)
+                return
+            before = self._read(rows, key)
+        if before is None:
+            before = shape.new_row(key, {}, names)
+            rows.gone.pop(key, None)
+        changed = {name: shape.summed(name, before[name], by) for name, by in amounts.items()}
+        rows.known[key] = before | changed
+        rows.touch(key)
+
+    def delete(self, table: Table, *key: object) -> None:
+        """Remove the row of this key, if there is one."""
+        rows = self._map(table)
+        key = rows.key_of(key)
+        rows.blind.pop(key, None)
+        rows.dirty.pop(key, None)
+        rows.known[key] = None
+        rows.gone[key] = None
+
+    def select(self, statement: SelectBase) -> Sequence[Any]:
+        """Return the rows of a Core statement over the domain's own tables."""
+        if not isinstance(statement, SelectBase):
+            raise InvalidRow("rows.select takes a Core select; rows.execute takes what writes")
+        pointed = self._pointed(statement)
+        return self.connect(False).execute(pointed).all()  # noqa: FBT003 - to read
+
+    def execute(self, statement: Insert | Update | Delete) -> int:
+        """Run a Core statement that writes the domain's own tables."""
+        if not isinstance(statement, Insert | Update | Delete):
+            raise InvalidRow("rows.execute takes a Core insert, update or delete")
+        pointed = self._pointed(statement)
+        counted = pointed.execution_options(preserve_rowcount=True)
+        met = int(self.connect(True).execute(counted).rowcount)  # noqa: FBT003 - to write
+        for table in find_tables(statement, include_crud=True):
+            if isinstance(table, Table):
+                self._map(table).forget()
+        return met
+
+    def flush(self, connection: Connection) -> None:
+        """Write all that was said, deletes before upserts, tables and keys in one fixed order."""
+        for rows in sorted(self._maps.values(), key=lambda one: one.shape.table.name):
+            if rows.is_flushed():
+                continue
+            rows.writer.delete(connection, sorted(rows.gone))
+            keys = rows.dirty if rows.shape.is_ordered else sorted(rows.dirty)
+            full = [row for key in keys if (row := rows.known[key]) is not None]
+            rows.writer.upsert(connection, full)
+            groups: dict[Pattern, list[Values]] = {}
+            for _, said in sorted(rows.blind.items(), key=itemgetter(0)):
+                groups.setdefault(said.pattern, []).append(said.values)
+            rows.writer.change(connection, groups)
+            rows.blind.clear()
+            rows.dirty.clear()
+            rows.gone.clear()
+
+    def settle(self) -> None:
+        """End one attestation: where the order of rows matters, they are written now."""
+        if self._has_order and not self.is_flushed():
+            self.flush(self.connect(True))  # noqa: FBT003 - to write
+
+    def forget(self) -> None:
+        """Know nothing: a transaction was undone, or somebody else wrote these tables."""
+        for rows in self._maps.values():
+            rows.forget()
+
+    def cool(self) -> None:
+        """Keep memory flat: forget what was read once it is more than a warm map's worth."""
+        if sum(len(rows.known) for rows in self._maps.values()) > WARM_ROWS:
+            self.forget()
+
+    def is_flushed(self) -> bool:
+        """Tell whether the database knows all that was said."""
+        return all(rows.is_flushed() for rows in self._maps.values())
+
+    def _map(self, table: FromClause) -> TableMap:
+        try:
+            return self._maps[cast("Table", table)]
+        except KeyError:
+            own = ", ".join(sorted(one.name for one in self._maps))
+            raise ForeignTable(
+                f"{table} is not a table of this domain, which has {own or 'none'}"
+            ) from None
+
+    def _read(self, rows: TableMap, key: Key) -> Values | None:
+        values = rows.known.get(key, _UNREAD)
+        if values is _UNREAD:
+            wanted = [key]
+            if not rows.is_read_ahead:
+                rows.is_read_ahead = True
+                wanted += self._named.get(rows.shape.table, ())
+                if rows.shape.is_by_entity:
+                    wanted += [(entity,) for entity in self._ahead]
+            unread = [one for one in dict.fromkeys(wanted) if one not in rows.known]
+            rows.take(unread, rows.writer.read(self.connect(False), unread))  # noqa: FBT003 - to read
+            values = rows.known[key]
+        return cast("Values | None", values)
+
+    def _pointed(self, statement: Any) -> Any:  # noqa: ANN401 - a Core statement
+        """Flush, and return the statement on the tables of this generation."""
+        for part in (*visitors.iterate(statement), *find_tables(statement, include_crud=True)):
+            if isinstance(part, TableClause):
+                self._map(part)
+        if not self.is_flushed():
+            self.flush(self.connect(True))  # noqa: FBT003 - to write
+        return point(statement, self._physical)
+
+
+def point(statement: Any, physical: dict[Table, Table]) -> Any:  # noqa: ANN401 - a Core statement
+    """Return a statement with tables, and their columns, replaced by others of the same shape."""
+
+    def replace(element: Any, **_: object) -> Any:  # noqa: ANN401 - any part of a statement
+        if isinstance(element, Table):
+            return physical.get(element)
+        if isinstance(element, Column) and element.table in physical:
+            return physical[element.table].c[element.name]
+        return None
+
+    if all(table is other for table, other in physical.items()):
+        return statement
+    return visitors.replacement_traverse(statement, {}, replace)
+
+
+def _unconnected(write: bool) -> Connection:  # noqa: FBT001 - the shape of `connect`
+    message = f"no transaction is open to {'write' if write else 'read'}"
+    raise RuntimeError(message)

@@ -1,0 +1,126 @@
+"""The framework's own tables, all `qntx_*`; a domain's tables are made by its host, not here.
+
+The first Alembic revision makes exactly these, which a test holds against the databases. Texts
+are compared by code point on both databases, so that an order never depends on a locale. Instants
+are microseconds since 1970 in UTC: equal, exact and ordered on both.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    FetchedValue,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.types import UserDefinedType
+
+REVISION = "0001"
+VERSION_TABLE = "qntx_alembic_version"
+
+metadata = MetaData()
+
+Words = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
+# SQLite makes INTEGER, and only INTEGER, the key of the row itself.
+Position = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class TransactionId(UserDefinedType[int]):
+    """PostgreSQL's xid8: a transaction's number, never reused."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: object) -> str:
+        """Name the type as PostgreSQL does."""
+        return "xid8"
+
+
+def _said() -> list[Column[object]]:
+    return [
+        Column("context", Words, nullable=False),
+        Column("entity", Words, nullable=False),
+        Column("actor", Words, nullable=False),
+        Column("slice", SmallInteger, nullable=False),
+        Column("depth", Integer, nullable=False),
+        Column("schema_version", Integer, nullable=False),
+        Column("caused_by", Words),
+        Column("correlation_id", Words),
+        Column("payload", Words, nullable=False),
+    ]
+
+
+# The payload stands last: a scan that skips a row need not follow it to its overflow pages.
+attestations = Table(
+    "qntx_attestations",
+    metadata,
+    Column("position", Position, primary_key=True, autoincrement=False),
+    Column("id", Words, nullable=False, unique=True),
+    Column("recorded_at", BigInteger, nullable=False),
+    *_said(),
+    Index("qntx_attestations_entity", "entity", "position"),
+    Index("qntx_attestations_context", "context", "position"),
+)
+
+# PostgreSQL only: what is committed there has no position yet. SQLite has one writer and no need.
+inbox = Table(
+    "qntx_inbox",
+    metadata,
+    Column("number", BigInteger, Identity(always=True), primary_key=True),
+    Column("tx", TransactionId, FetchedValue(), nullable=False),
+    Column("whole", Boolean, nullable=False),
+    Column("id", Words, nullable=False, unique=True),
+    *_said(),
+    info={"only_on": "postgresql"},
+)
+
+cursors = Table(
+    "qntx_cursors",
+    metadata,
+    Column("domain", Words, primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("token", BigInteger, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("derives_from", BigInteger, nullable=False),
+    Column("tables", Words, nullable=False),
+)
+
+leases = Table(
+    "qntx_leases",
+    metadata,
+    Column("name", Words, primary_key=True),
+    Column("holder", Words, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+)
+
+failures = Table(
+    "qntx_failures",
+    metadata,
+    Column("domain", Words, primary_key=True),
+    Column("cursor", BigInteger, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("handler", Words, nullable=False),
+    Column("error", Words, nullable=False),
+    Column("traceback", Words, nullable=False),
+    Column("failed_at", BigInteger, nullable=False),
+)
+
+rebuilds = Table(
+    "qntx_rebuilds",
+    metadata,
+    Column("domain", Words, primary_key=True),
+    Column("holder", Words, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("state", Words, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("target", BigInteger, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("looked_at", BigInteger, nullable=False),
+)
