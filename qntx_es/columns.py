@@ -363,7 +363,7 @@ def _order_by_code_point(table: Table) -> None:
         if isinstance(column.type, types.String):
             column.type = type(column.type)(length=column.type.length, collation="C")
         elif isinstance(column.type, Document):
-            column.type = types.Text(collation="C")
+            column.type = Document(collation="C")
 
 
 def _bound_integers(table: Table) -> None:

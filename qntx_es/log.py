@@ -52,6 +52,10 @@ class Log:
         """Append what `choose` returns after reading at the head, while nobody else appends."""
         return self._sequencer.decide(choose)
 
+    def catch_up_inline(self) -> None:
+        """Let the inline projectors follow the log, where a rebuild or a failure held them up."""
+        self._sequencer.catch_up_inline()
+
     @contextmanager
     def reading(self) -> Iterator[Turn]:
         """Give a turn that decides nothing: what is read may be older than the head."""

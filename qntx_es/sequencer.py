@@ -193,6 +193,12 @@ class Sequencer:
         with self._locked():
             pass
 
+    def catch_up_inline(self) -> None:
+        """Let the inline projectors follow the log, where a rebuild or a failure held them up."""
+        with self._locked() as (connection, head, _):
+            if self.inline is not None:
+                self.inline(connection, head.position)
+
     def waiting(self, connection: Connection) -> int:
         """Count what is committed and has no position yet."""
         if self._database.is_sqlite:

@@ -28,9 +28,7 @@ def create_live(connection: Connection, domain: Domain, now: int) -> None:
     """Make the tables and the cursor of a domain seen for the first time."""
     if look(connection, domain.name, now).cursor is not None:
         return
-    if connection.dialect.name != "sqlite":
-        # Two hosts may start at once.
-        connection.execute(select(func.pg_advisory_xact_lock(UPGRADE_LOCK)))
+    lock_schema(connection)
     on_sqlite = connection.dialect.name == "sqlite"
     for table in domain.tables.values():
         live = physical(table, table.name, on_sqlite=on_sqlite)
@@ -47,6 +45,12 @@ def create_live(connection: Connection, domain: Domain, now: int) -> None:
             tables=tuple(sorted(domain.tables)),
         ),
     )
+
+
+def lock_schema(connection: Connection) -> None:
+    """Let one transaction at a time make tables: two hosts may start, or rebuild, at once."""
+    if connection.dialect.name != "sqlite":
+        connection.execute(select(func.pg_advisory_xact_lock(UPGRADE_LOCK)))
 
 
 def create_fresh(connection: Connection, domain: Domain, generation: int) -> dict[str, Table]:

@@ -186,6 +186,7 @@ class Rebuild:
     def _plan(self) -> None:
         name = self._domain.name
         with self._database.write() as connection:
+            generations.lock_schema(connection)
             now = self._database.now(connection)
             live = self._live(connection)
             before = connection.execute(
@@ -289,18 +290,26 @@ class Rebuild:
             self._fill("catching up")
             faults.point("rebuild.before_fence")
             try:
-                with self._fenced():
-                    self._fill("fenced")
-                    self._wait_for_old_snapshots()
-                    faults.point("rebuild.before_swap")
-                    return self._swap_now()
+                return self._swap_fenced()
             except (LogBusy, LeaseLost) as error:
                 if monotonic() > deadline:
                     raise SwapBusy from error
                 self._stopping.wait(RETRY_SECONDS * (1 + random.random()))  # noqa: S311 - jitter
 
+    def _swap_fenced(self) -> tuple[Cursor, Cursor]:
+        with self._fenced() as until:
+            while monotonic() < until:
+                self._fill("fenced")
+                self._wait_for_old_snapshots()
+                faults.point("rebuild.before_swap")
+                if (swapped := self._swap_now()) is not None:
+                    return swapped
+        raise LeaseLost
+
     @contextmanager
-    def _fenced(self) -> Iterator[None]:
+    def _fenced(self) -> Iterator[float]:
+        """Hold the lease of the projector; yield until when, on the monotonic clock."""
+        until = monotonic() + FENCE_MICROSECONDS / 1_000_000
         name = lease_name(self._domain.name)
         with self._database.write() as connection:
             now = self._database.now(connection)
@@ -310,18 +319,19 @@ class Rebuild:
         if not taken:
             raise LeaseLost
         try:
-            yield
+            yield until
         finally:
             with self._database.write() as connection:
                 give_back(connection, name, self._holder)
 
-    def _swap_now(self) -> tuple[Cursor, Cursor]:
+    def _swap_now(self) -> tuple[Cursor, Cursor] | None:
+        """Swap, or None where a batch that began before the fence has moved live meanwhile."""
         with self._database.write() as connection:
             live = self._live(connection)
             # A batch locks its rows and then its cursor; in another order we would deadlock.
             generations.lock_tables(connection, live.tables)
             if self._position != live.position:
-                raise LeaseLost  # a batch that began before the fence has moved live since
+                return None
             self._mark(connection, "swapped", self._position, live.position)
             generations.rename(connection, live, self._fresh, self._generation)
             to = replace(

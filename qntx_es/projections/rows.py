@@ -158,7 +158,7 @@ class RowMap:
         self._physical = {table: physical(table) for table in self._maps}
         self._ahead: Iterable[str] = ()
         self._named: dict[Table, list[Key]] = {}
-        self._has_order = any(rows.shape.is_ordered for rows in self._maps.values())
+        self._ordered = [rows for rows in self._maps.values() if rows.shape.is_ordered]
         self.connect: Callable[[bool], Connection] = _unconnected
 
     def read_ahead(self, entities: Iterable[str], named: Iterable[Key]) -> None:
@@ -258,7 +258,11 @@ class RowMap:
 
     def flush(self, connection: Connection) -> None:
         """Write all that was said, deletes before upserts, tables and keys in one fixed order."""
-        for rows in sorted(self._maps.values(), key=lambda one: one.shape.table.name):
+        self._write(connection, self._maps.values())
+
+    @staticmethod
+    def _write(connection: Connection, maps: Iterable[TableMap]) -> None:
+        for rows in sorted(maps, key=lambda one: one.shape.table.name):
             if rows.is_flushed():
                 continue
             rows.writer.delete(connection, sorted(rows.gone))
@@ -275,8 +279,9 @@ class RowMap:
 
     def settle(self) -> None:
         """End one attestation: where the order of rows matters, they are written now."""
-        if self._has_order and not self.is_flushed():
-            self.flush(self.connect(True))  # noqa: FBT003 - to write
+        told = [one for one in self._ordered if not one.is_flushed()]
+        if told:
+            self._write(self.connect(True), told)  # noqa: FBT003 - to write
 
     def forget(self) -> None:
         """Know nothing: a transaction was undone, or somebody else wrote these tables."""

@@ -256,7 +256,7 @@ class Worker:
     def _failure(self, claimed: Claimed, error: BaseException) -> JobFailed:
         job, handler = claimed.job, claimed.handler
         text = _told(error)
-        logger.warning("job %s, attempt %d: %s", job.handler, job.attempt, error)
+        logger.warning("job %s, attempt %d: %s", job.handler, job.attempt, text)
         is_last = isinstance(error, GiveUp | InvalidPayload) or job.attempt > handler.retries
         with self._log.reading() as turn:
             now = instant(turn.now)
@@ -298,8 +298,9 @@ class Worker:
             except PulseBehind:
                 if monotonic() > deadline:
                     raise
-            # Draining or not: an outcome is worth the wait.
+            # Draining or not, an outcome is worth the wait, and who moved the queue may be gone.
             Event().wait(LOOK_SECONDS)
+            self._log.catch_up_inline()
 
 
 def _still_running(futures: Iterable[Future[None]]) -> set[Future[None]]:

@@ -104,10 +104,9 @@ def test_an_insert_cannot_go_back_in_time(database: Database) -> None:
     attempt(database, INSERT.format(verb="INSERT", position=4, id="new", at=int(str(last)) - 1))
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_sqlite_cannot_be_talked_into_replacing(database: Database) -> None:
     """`INSERT OR …` in any of its moods overwrites neither a position nor an id."""
-    if not database.is_sqlite:
-        pytest.skip("SQLite's own")
     for mood in ("REPLACE", "IGNORE", "FAIL", "ABORT"):
         verb = f"INSERT OR {mood}"
         for position, name in ((2, "new"), (4, "id2"), (2, "id2"), (6, "new")):

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -39,6 +39,7 @@ from qntx_es import (
     QntxError,
     ReadRows,
     RebuildProgress,
+    Rebuilt,
     Recorded,
     Rows,
     ServiceRegistry,
@@ -201,6 +202,37 @@ def in_threads(*functions: Callable[[], object]) -> Iterator[list[BaseException]
             thread.join(BOUND)
 
 
+class Beside:
+    """Something that begins in a thread of its own when a fault point is first met.
+
+    The point lets it run as far as it comes: where it must wait for what the point holds, the
+    point is left for it to go on.
+    """
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+        self._thread = threading.Thread(target=self._run)
+        self._has_begun = False
+        self.outcome: object = None
+
+    def meet(self) -> None:
+        """Begin, the first time."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._thread.start()
+            self._thread.join(0.5)
+
+    def end(self) -> None:
+        """Wait for its end."""
+        self._thread.join(BOUND)
+
+    def _run(self) -> None:
+        try:
+            self.outcome = self._function()
+        except Exception as error:  # noqa: BLE001 - the outcome is the test's
+            self.outcome = error
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = BOUND) -> bool:
     """Look until a condition holds or the time is up, and tell which."""
     deadline = time.monotonic() + seconds
@@ -252,6 +284,7 @@ def test_appenders_runners_and_readers_do_not_notice(
         while not stopping.is_set():
             host.append(moves(ledger, appended, 7))
             appended += 7
+            stopping.wait(0.02)
 
     isolations = [""] if host.database.is_sqlite else ["", "REPEATABLE READ"]
     readers = [lambda one=one: read_on(outside, accounts, stopping, one) for one in isolations]
@@ -533,22 +566,18 @@ def test_a_new_version_brings_other_tables_and_columns(host_of: HostOf) -> None:
 
 
 def test_a_batch_that_a_new_version_overtakes_is_undone_by_name(host_of: HostOf) -> None:
-    """A batch in hand while tables of another shape are swapped in ends in a named error."""
+    """While a batch is in hand, tables of another shape wait, or the batch is undone by name."""
     old, new = make_ledger(1), make_ledger(2)
     host, newer = host_of(old), host_of(new)
     host.append(moves(old, 0, 10))
-    swapped: list[object] = []
+    beside = Beside(lambda: newer.rebuild("ledger"))
 
-    def swap() -> None:
-        if not swapped:
-            swapped.append(None)
-            newer.rebuild("ledger")
-
-    with faults.planned({"batch.after_read": swap}), pytest.raises(QntxError):
+    with faults.planned({"batch.after_read": beside.meet}), suppress(QntxError):
         host.catch_up()
+    beside.end()
     newer.catch_up()
 
-    assert swapped
+    assert isinstance(beside.outcome, Rebuilt)
     assert sum(row[1] for row in rows_of(newer, new)["ledger_accounts"]) == 10
     assert len(newer.ax(contexts="odd")) == 5
 
@@ -558,20 +587,15 @@ def test_a_runner_that_a_new_version_overtakes_goes_on(host_of: HostOf) -> None:
     old, new = make_ledger(1), make_ledger(2)
     host, newer = host_of(old), host_of(new)
     host.append(moves(old, 0, 10))
-    begun, swapped = threading.Event(), threading.Event()
-
-    def swap() -> None:
-        if not begun.is_set():
-            begun.set()
-            newer.rebuild("ledger")
-            swapped.set()
+    beside = Beside(lambda: newer.rebuild("ledger"))
 
     def has_stopped() -> bool:
         return "projector:ledger" not in {one.name for one in threading.enumerate()}
 
-    with faults.planned({"batch.after_read": swap}), host.running():
-        assert swapped.wait(BOUND)
+    with faults.planned({"batch.after_read": beside.meet}), host.running():
+        assert wait_until(lambda: beside.outcome is not None)
         assert not wait_until(has_stopped, 0.5)
+    assert isinstance(beside.outcome, Rebuilt)
 
 
 def test_leftovers_of_a_dead_rebuild_are_dropped(host_of: HostOf) -> None:
@@ -601,22 +625,12 @@ def test_of_two_rebuilds_at_once_one_gives_way(host_of: HostOf) -> None:
     before = rows_of(host, ledger)
 
     for point in (one for one in faults.POINTS if one.startswith("rebuild.")):
-        inner: list[object] = []
+        beside = Beside(lambda: other.rebuild("ledger"))
+        with faults.planned({point: beside.meet}), suppress(QntxError):
+            host.rebuild("ledger")
+        beside.end()
 
-        def meanwhile(inner: list[object] = inner) -> None:
-            if not inner:
-                inner.append(None)
-                inner[0] = other.rebuild("ledger")
-
-        outcome: object
-        with faults.planned({point: meanwhile}):
-            try:
-                outcome = host.rebuild("ledger")
-            except QntxError as error:
-                outcome = error
-
-        assert inner, point
-        assert outcome is not None
+        assert isinstance(beside.outcome, Rebuilt | QntxError), point
         assert rows_of(host, ledger) == before, point
         host.catch_up()
         assert host.rebuild("ledger").is_same, point

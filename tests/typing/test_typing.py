@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,10 +56,9 @@ def pyright(module: Path, folder: Path) -> set[int]:
 
 @pytest.mark.parametrize("checker", [mypy, pyright], ids=["mypy", "pyright"])
 def test_a_checker_accepts_what_is_right_and_refuses_what_is_marked(
-    checker: object, tmp_path: Path
+    checker: Callable[[Path, Path], set[int]], tmp_path: Path
 ) -> None:
     """The accepted module has no error; the refused one has errors on just the marked lines."""
-    assert callable(checker)
     for name in ("accepted.py", "refused.py"):
         module = tmp_path / name
         # The mark is no comment that a checker knows, and the copy no module that ours check.
