@@ -110,6 +110,10 @@ class Turn:
         return self.connection.execute(statement).all()
 
 
+class _TwinWaits(Exception):
+    """An attestation with this id is in the inbox, of another append."""
+
+
 class InlineFold(Protocol):
     """What projects attestations in the very transaction that gives them their positions."""
 
@@ -180,11 +184,15 @@ class Sequencer:
             return
         ids = [attestation.id for attestation in attestations]
         fresh = _unknown(attestations, self._known(connection, ids))
-        if fresh:
-            # A twin in flight is waited for, and then compared with.
-            _insert_into_inbox(connection, fresh, whole=whole)
-            waiting = {row.id: row for row in connection.execute(_waiting(), {"ids": ids})}
-            _unknown(fresh, waiting)
+        while fresh:
+            # A twin in flight is waited for, and then compared with: it is in the inbox, by now in
+            # the log, or was set aside with the rest of its append, and its place is free again.
+            dropped = _insert_into_inbox(connection, fresh, whole=whole)
+            left = [one for one in fresh if one.id not in dropped]
+            met = {row.id: row for row in connection.execute(_waiting(), {"ids": ids})}
+            if whole and any(one.id in met for one in left):
+                raise _TwinWaits
+            fresh = _unknown(left, met | self._known(connection, ids))
 
     def run_pass(self) -> None:
         """Give positions to all that waits in the inbox; nothing to do on SQLite."""
@@ -219,8 +227,7 @@ class Sequencer:
     def _append_behind_others(self, attestations: Sequence[Attestation]) -> list[Receipt]:
         """Join the pass after the one that runs: group commit, across threads and hosts."""
         ids = [attestation.id for attestation in attestations]
-        with self._database.write() as connection:
-            self.drop(connection, attestations, whole=True)
+        self._drop_whole(attestations)
         try:
             self.run_pass()
         except LogBusy as error:
@@ -230,6 +237,17 @@ class Sequencer:
         # A twin was in flight, and the pass has set the whole of this append aside.
         _unknown(attestations, known)
         return [Receipt(one, known[one].position) for one in ids]
+
+    def _drop_whole(self, attestations: Sequence[Attestation]) -> None:
+        """Drop them, once no twin of another append waits: that one may yet be refused."""
+        while True:
+            try:
+                with self._database.write() as connection:
+                    self.drop(connection, attestations, whole=True)
+            except _TwinWaits:
+                self.run_pass()
+            else:
+                return
 
     def _look_again(self) -> None:
         # Who found the lock taken has committed to the inbox and left: look after letting go.
@@ -393,7 +411,7 @@ _INSERT_POSTGRESQL = (
 _INSERT_INBOX = (
     f"INSERT INTO qntx_inbox (whole, {', '.join(COLUMNS)}) "  # noqa: S608
     f"SELECT %b::boolean, {', '.join(COLUMNS)} FROM {_UNNEST} "
-    "ORDER BY ordinal ON CONFLICT (id) DO NOTHING"
+    "ORDER BY ordinal ON CONFLICT (id) DO NOTHING RETURNING id"
 )
 
 
@@ -411,9 +429,10 @@ def _insert_into_log(
 
 def _insert_into_inbox(
     connection: Connection, fresh: Sequence[Attestation], *, whole: bool
-) -> None:
+) -> set[str]:
+    """Return the ids of those that are in the inbox now and were not before."""
     arrays = [list(values) for values in zip(*map(_values, fresh), strict=True)]
-    connection.exec_driver_sql(_INSERT_INBOX, (whole, *arrays))
+    return set(connection.exec_driver_sql(_INSERT_INBOX, (whole, *arrays)).scalars())
 
 
 # Built once: composing a statement of this size costs more than running it.

@@ -4,21 +4,24 @@
     read    what the handlers are for in (c, h], at most n; the ceiling is the last one if n were
             found, else h, so that the cursor moves over what does not match
     run     project handlers, then derive handlers, one attestation at a time
-    open    the write transaction (SQLite: IMMEDIATE)
-    flush   the rows, in bulk
+    open    the write transaction (SQLite: IMMEDIATE); a handler's own SQL opens it earlier
     move    the cursor, compared with what was looked at; if another was faster, all of it is undone
+    flush   the rows, in bulk
     append  what was derived, like any caller's: into the inbox (SQLite: the log)
     commit  and a pass if anything was derived
 
 Reading in one transaction and writing in the next is safe: if `move` finds the cursor unchanged,
-nobody else wrote these rows. One attestation at a time is the meaning of a batch, so a batch that
-fails is cut until the one that fails stands alone.
+nobody else wrote these rows. It comes before the rows because it locks: of two runners the second
+waits at the cursor, and they never hold rows that the other one wants.
+
+One attestation at a time is the meaning of a batch, so a batch that fails is cut until the one that
+fails stands alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from time import monotonic
 from typing import Any, cast
 
@@ -53,7 +56,7 @@ class Step:
 
 
 class Transaction:
-    """The batch's connection: it reads until somebody has to write, and then writes."""
+    """The batch's connection: it reads until somebody has to write, and then moves and writes."""
 
     def __init__(self, database: Database, stack: ExitStack) -> None:
         self._database = database
@@ -61,6 +64,7 @@ class Transaction:
         self._reading = ExitStack()
         self._connection: Connection | None = None
         self._is_writing = False
+        self.move: Callable[[Connection], object] = _nothing_to_move
         stack.push(self._reading)
 
     def __call__(self, write: bool) -> Connection:  # noqa: FBT001 - the shape of RowMap.connect
@@ -71,6 +75,8 @@ class Transaction:
             self._reading.close()
             self._connection = self._stack.enter_context(self._database.write())
             self._is_writing = True
+            faults.point("batch.before_move")
+            self.move(self._connection)
         else:
             self._connection = self._reading.enter_context(self._database.read())
         return self._connection
@@ -135,13 +141,12 @@ class Batches:
                 self._is_whole = True
                 return Step(cursor.position, cursor.position, head, 0, 0)
             faults.point("batch.after_read")
+            moved = replace(cursor, position=ceiling)
+            transaction.move = partial(advance, cursor, ceiling)
             derived = self._run(batch, cursor)
             connection = transaction(True)  # noqa: FBT003 - to write
             faults.point("batch.before_flush")
             flush(self._rows, connection, batch)
-            faults.point("batch.before_move")
-            # First: a runner that was overtaken has read other rows, and derives other bytes.
-            moved = advance(cursor, ceiling, connection)
             faults.point("batch.before_append")
             self._sequencer.drop(connection, derived)
             faults.point("batch.before_commit")
@@ -175,6 +180,11 @@ class Batches:
 
     def _stored_lately(self) -> bool:
         return monotonic() - self._stored_at < STORE_SECONDS
+
+
+def _nothing_to_move(_: Connection) -> None:
+    message = "nothing is written before it is known how far the cursor moves"
+    raise RuntimeError(message)
 
 
 def usable(handlers: Handlers, seen: Look) -> Cursor:

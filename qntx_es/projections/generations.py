@@ -80,13 +80,16 @@ def fresh_tables(connection: Connection, domain: Domain, generation: int) -> dic
     }
 
 
+def bound_waiting(connection: Connection) -> None:
+    """Let this transaction give up soon where it has to wait: behind it, readers would queue."""
+    if connection.dialect.name != "sqlite":
+        connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+
+
 def lock_tables(connection: Connection, tables: Iterable[str]) -> None:
-    """Keep readers off the live tables, or give up soon: a waiting lock makes readers queue."""
-    if connection.dialect.name == "sqlite":
-        return
-    connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+    """Keep readers off the live tables."""
     names = ", ".join(sorted(tables))
-    if names:
+    if names and connection.dialect.name != "sqlite":
         connection.execute(text(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE"))
 
 

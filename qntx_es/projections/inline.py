@@ -84,10 +84,10 @@ class InlineBatches:
         if len(batch) == size:
             ceiling = batch[-1][0]
         if ceiling > cursor.position:
+            advance(cursor, ceiling, connection)
             self._handlers.read_ahead(self._rows, batch)
             self._handlers.run(batch, self._rows, derives_from=None)
             flush(self._rows, connection, batch)
-            advance(cursor, ceiling, connection)
         return Step(cursor.position, ceiling, head, len(batch), 0)
 
     def _look(self, connection: Connection) -> tuple[Cursor, int]:

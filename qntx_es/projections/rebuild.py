@@ -327,13 +327,11 @@ class Rebuild:
     def _swap_now(self) -> tuple[Cursor, Cursor] | None:
         """Swap, or None where a batch that began before the fence has moved live meanwhile."""
         with self._database.write() as connection:
+            # A batch locks its cursor and then its rows; in another order we would deadlock.
+            generations.bound_waiting(connection)
             live = self._live(connection)
-            # A batch locks its rows and then its cursor; in another order we would deadlock.
-            generations.lock_tables(connection, live.tables)
             if self._position != live.position:
                 return None
-            self._mark(connection, "swapped", self._position, live.position)
-            generations.rename(connection, live, self._fresh, self._generation)
             to = replace(
                 live,
                 version=self._domain.version,
@@ -341,6 +339,9 @@ class Rebuild:
                 tables=tuple(sorted(self._domain.tables)),
             )
             swapped = swap(live, to, connection)
+            generations.lock_tables(connection, live.tables)
+            self._mark(connection, "swapped", self._position, live.position)
+            generations.rename(connection, live, self._fresh, self._generation)
             faults.point("rebuild.before_commit")
         faults.point("rebuild.after_commit")
         return live, swapped
