@@ -512,26 +512,38 @@ def _move() -> Any:  # noqa: ANN401 - an INSERT that returns contexts
 
     Whole transactions, ordered by each one's *last* number: by number alone they interleave, by
     their first an effect precedes its cause, since who has read a commit draws later numbers.
+    It ends before a transaction with an id that the log has by now: that one is set aside first.
     """
+    twin = exists(select(log.c.id).where(log.c.id == inbox.c.id))
     waiting = (
-        select(inbox.c.tx, func.max(inbox.c.number).label("last"), func.count().label("size"))
+        select(
+            inbox.c.tx,
+            func.max(inbox.c.number).label("last"),
+            func.count().label("size"),
+            func.bool_or(twin).label("has_twin"),
+        )
         .group_by(inbox.c.tx)
         .cte("waiting")
     )
-    before = func.sum(waiting.c.size).over(order_by=waiting.c.last) - waiting.c.size
-    counted = select(waiting.c.tx, waiting.c.last, before.label("before")).cte("counted")
+    size, last = waiting.c.size, waiting.c.last
+    counted = select(
+        waiting.c.tx,
+        last,
+        (func.sum(size).over(order_by=last) - size).label("before"),
+        func.bool_or(waiting.c.has_twin).over(order_by=last).label("is_behind_twin"),
+    ).cte("counted")
     moved = (
         delete(inbox)
         .where(inbox.c.tx == counted.c.tx, counted.c.before < PASS_ROWS_MAX)
+        .where(~counted.c.is_behind_twin)
         .returning(counted.c.last, inbox.c.number, *(inbox.c[name] for name in COLUMNS))
         .cte("moved")
     )
-    twin = exists(select(log.c.id).where(log.c.id == moved.c.id))
     ordinal = func.row_number().over(order_by=(moved.c.last, moved.c.number))
     told = select(
         (bindparam("head", type_=BigInteger) + ordinal).label("position"),
         bindparam("now", type_=BigInteger).label("recorded_at"),
         *(moved.c[name] for name in COLUMNS),
-    ).where(~twin)
+    )
     names = ["position", "recorded_at", *COLUMNS]
     return insert(log).from_select(names, told).returning(column("context"))
