@@ -1,10 +1,10 @@
 """`qntx-es ax`: ask the log.
 
-It imports no domain, and reads in pieces, so a log of any length can be piped through. The text
-of a query will be its argument; until then each part has an option.
+It imports no domain unless a context is new to the log, and reads in pieces, so a log of any length
+can be piped through. The text of a query will be its argument; until then each part has an option.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, time
 from itertools import islice
 from typing import Annotated
@@ -14,10 +14,11 @@ from sqlalchemy import Connection, func, select
 
 from qntx_es.attestation import Json, Recorded
 from qntx_es.ax import Ax
+from qntx_es.cli.append import known_contexts
 from qntx_es.cli.flags import command
 from qntx_es.cli.output import LIMIT_MAX, Column, Output, Row, complain, counted, shown
 from qntx_es.cli.session import Session
-from qntx_es.errors import did_you_mean
+from qntx_es.errors import UnknownContext
 from qntx_es.host import Host
 from qntx_es.tables import attestations
 
@@ -108,9 +109,10 @@ def ax(  # noqa: PLR0913 - one parameter an option
     )
     with session.log_only() as host:
         host.database.check()
+        _refuse_unknown(session, host, asked.contexts)
         found = _show(host.log.read(asked), out)
         if not found and not out.as_json:
-            complain(_nothing_found(host, asked))
+            complain(f"nothing found among {counted(host.log.head(), 'attestation')}")
     if is_cut and found == NEWEST:
         out.say(f"the newest {NEWEST}; --limit N shows more", style="dim")
 
@@ -148,14 +150,17 @@ def _row(one: Recorded[Json]) -> Row:
     return (one.position, one.recorded_at, one.entity, one.context, one.actor, one.text)
 
 
-def _nothing_found(host: Host, asked: Ax) -> str:
-    """Say that there is nothing, and where a context was perhaps meant otherwise."""
+def _refuse_unknown(session: Session, host: Host, asked: Iterable[str]) -> None:
+    """Refuse a context that the log has never seen and that no enabled domain knows."""
     with host.database.read() as connection:
-        known = list(_contexts(connection))
-    for context in asked.contexts:
+        known = set(_contexts(connection))
+    if known.issuperset(asked):
+        return
+    with session.host() as domains:
+        known |= known_contexts(domains) | set(domains.contexts)
+    for context in asked:
         if context not in known:
-            return f"no attestation is in context `{context}`{did_you_mean(context, known)}"
-    return f"nothing found among {counted(host.log.head(), 'attestation')}"
+            raise UnknownContext(context, known)
 
 
 def _contexts(connection: Connection) -> Iterator[str]:

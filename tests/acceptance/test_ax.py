@@ -99,7 +99,7 @@ def test_parts_of_the_log_are_asked_for(each: Each, sqlite_url: str) -> None:
         ("--context", "seen", "--context", "heard", "--actor", "ann"): [1, 3, 4],
         ("--entity", "a", "--entity", "b", "--limit", "2"): [2, 3],
         ("--since", "2026-01-05T13:00:00+01:00", "--until", "2026-01-06"): [2, 3],
-        ("--context", "sen"): [],
+        ("--context", "seen", "--entity", "c", "--actor", "bob"): [],
     }
 
     finished = each(*(("ax", "--database", sqlite_url, *one) for one in asked))
@@ -108,9 +108,22 @@ def test_parts_of_the_log_are_asked_for(each: Each, sqlite_url: str) -> None:
         assert one.returncode == 0
         found = [int(line.split()[0]) for line in one.stdout.splitlines()]
         assert found == positions, one.args
-    assert finished[-1].stderr == (
-        "qntx-es: no attestation is in context `sen`; did you mean `seen`?\n"
+    assert finished[-1].stderr == ("qntx-es: nothing found among 4 attestations\n")
+
+
+def test_a_context_nobody_knows_is_refused(each: Each, empty_log: str) -> None:
+    """A mistyped context is an error with its nearest; one that a domain knows is empty."""
+    with closing(Host(empty_log)) as host:
+        host.append(said("a"))
+
+    mistyped, unseen = each(
+        ("ax", "--database", empty_log, "--json", "--context", "sen"),
+        ("ax", "--database", empty_log, "--json", "--context", "pulse.job_requested"),
     )
+
+    assert (mistyped.returncode, mistyped.stdout) == (2, "")
+    assert mistyped.stderr == "qntx-es: no context `sen`; did you mean `seen`?\n"
+    assert (unseen.returncode, unseen.stdout, unseen.stderr) == (0, "", "")
 
 
 def test_what_others_wrote_cannot_act(qntx: Qntx, at_terminal: Terminal, empty_log: str) -> None:
