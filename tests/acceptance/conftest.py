@@ -8,6 +8,7 @@ import fcntl
 import importlib.util
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
@@ -125,6 +126,8 @@ def each(qntx: Qntx) -> Callable[..., list[CompletedProcess[str]]]:
 @pytest.fixture
 def started(tmp_path: Path, surroundings: dict[str, str]) -> Iterator[Callable[..., Popen[str]]]:
     """Start a command and let it run; it does not outlive the test."""
+    # Where the whole run stands in the background, SIGINT is ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     processes: list[Popen[str]] = []
 
     def start(*arguments: str) -> Popen[str]:
