@@ -9,7 +9,7 @@ to null, a text cut at NUL, a repeated key) is refused here, by name, before any
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from hashlib import blake2b, sha256
@@ -30,6 +30,7 @@ from qntx_es.errors import (
     NotFinite,
     TooDeep,
     TooLarge,
+    TooMany,
 )
 
 PAYLOAD_BYTES_MAX = 1 << 20
@@ -37,6 +38,7 @@ PAYLOAD_DEPTH_MAX = 64
 NAME_CHARACTERS_MAX = 512
 # Two names share an index row, and PostgreSQL's index rows end at 2 704 bytes.
 NAME_BYTES_MAX = 1024
+TAGS_MAX = 32
 SLICES = 1024
 
 Json: TypeAlias = Mapping[str, Any]
@@ -78,6 +80,7 @@ P_co = TypeVar("P_co", covariant=True, default=Any)
 class Attestation:
     """An actor's statement, in a context, about an entity, with a payload. Immutable.
 
+    `tags` name what else it is about, at most 32; an Ax finds it by them as by its entity.
     `payload` is a mapping of JSON values or a `Payload`; `text` is its canonical form. Two
     attestations are the same statement when id and bytes agree. Raises `InvalidId`,
     `InvalidPayload` and its kin, or `TooLarge`.
@@ -93,6 +96,7 @@ class Attestation:
         "id",
         "payload_class",
         "schema_version",
+        "tags",
         "text",
     )
 
@@ -105,6 +109,7 @@ class Attestation:
     id: str
     payload_class: type[Payload] | None
     schema_version: int
+    tags: tuple[str, ...]
     text: str
 
     def __init__(  # noqa: PLR0913 - one keyword a column of the log
@@ -119,6 +124,7 @@ class Attestation:
         caused_by: str | None = None,
         correlation_id: str | None = None,
         depth: int = 0,
+        tags: Iterable[str] = (),
     ) -> None:
         put = object.__setattr__
         put(self, "context", checked_name(context, "context"))
@@ -129,6 +135,7 @@ class Attestation:
         put(self, "caused_by", _checked_or_none(caused_by, "caused_by"))
         put(self, "correlation_id", _checked_or_none(correlation_id, "correlation_id"))
         put(self, "depth", _checked_number(depth, "depth", 0))
+        put(self, "tags", checked_tags(tags) if tags else ())
         if isinstance(payload, Payload):
             if payload.context not in ("", context):
                 raise InvalidPayload(f"{payload!r} is a `{payload.context}`, not a `{context}`")
@@ -147,7 +154,12 @@ class Attestation:
     def bytes(self) -> bytes:
         """What makes two statements the same, and nothing that the log adds."""
         parts = (self.context, self.actor, self.entity, str(self.schema_version), self.text)
-        return "\x00".join(parts).encode()
+        return "\x00".join((*parts, self.tags_text or "")).encode()
+
+    @property
+    def tags_text(self) -> str | None:
+        """The tags as the log keeps them: a JSON array in the order given, None for none."""
+        return _encode(self.tags) if self.tags else None
 
     def caused(self, *, id: str, by: str, correlation_id: str, depth: int) -> Self:  # noqa: A002
         """Return this statement as the one that follows from the attestation `by`."""
@@ -199,8 +211,12 @@ RECORDED_COLUMNS = (
     "caused_by",
     "correlation_id",
     "depth",
+    "tags",
+    "entity_version",
 )
-RecordedRow: TypeAlias = tuple[int, str, str, str, str, str, int, int, str | None, str | None, int]
+RecordedRow: TypeAlias = tuple[
+    int, str, str, str, str, str, int, int, str | None, str | None, int, str | None, int | None
+]
 
 
 class Recorded(Generic[P_co]):
@@ -288,6 +304,17 @@ class Recorded(Generic[P_co]):
     def depth(self) -> int:
         """How many derivations lie between the first cause and this one."""
         return self._row[10]
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """What else it is about, in the order given."""
+        tags = self._row[11]
+        return () if tags is None else tuple(json.loads(tags))
+
+    @property
+    def entity_version(self) -> int | None:
+        """Its number among those of its entity; None where none was asked for."""
+        return self._row[12]
 
     @property
     def row(self) -> RecordedRow:
@@ -443,6 +470,16 @@ def checked_name(text: str, what: str) -> str:
     if len(text.encode()) > NAME_BYTES_MAX:
         raise InvalidId(f"{what} is longer than {NAME_BYTES_MAX} bytes of UTF-8")
     return text
+
+
+def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """Return tags in their order, each once. Raises `InvalidId`, `TooMany`."""
+    if isinstance(tags, str):
+        raise InvalidId(f"tags is the text {tags!r}, not a tuple of texts")
+    checked = tuple(dict.fromkeys(checked_name(tag, "tag") for tag in tags))
+    if len(checked) > TAGS_MAX:
+        raise TooMany(f"an attestation has {len(checked)} tags. At most {TAGS_MAX}")
+    return checked
 
 
 def _checked_or_none(text: str | None, what: str) -> str | None:

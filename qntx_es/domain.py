@@ -137,6 +137,7 @@ class Domain:
         id: str | None = None,  # noqa: A002 - the glossary's word
         caused_by: str | None = None,
         correlation_id: str | None = None,
+        tags: Iterable[str] = (),
     ) -> Attestation:
         """Return a statement of this domain; nothing is appended yet.
 
@@ -151,6 +152,7 @@ class Domain:
             schema_version=payload.schema_version,
             caused_by=caused_by,
             correlation_id=correlation_id,
+            tags=tags,
         )
         self.refuse_foreign(said)
         return said

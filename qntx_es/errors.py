@@ -87,6 +87,36 @@ class ConflictingAttestation(QntxError):
         )
 
 
+class InvalidCondition(QntxError):
+    """This condition cannot be checked."""
+
+
+class AppendConditionFailed(QntxError):
+    """Something was appended that must not be there; nothing was written. Read on, decide anew."""
+
+    def __init__(self, message: str, position: int) -> None:
+        self.position = position
+        super().__init__(f"{message}: nothing was appended. Read on from there and decide anew")
+
+
+class LogRegression(QntxError):
+    """The log ends before what was read of it: it was restored, or it is another one."""
+
+    def __init__(self, after: int, head: int) -> None:
+        super().__init__(
+            f"position {after} was read, and the log ends at {head}: it was restored from a "
+            "backup, or it is another log. Read it anew"
+        )
+
+
+class ConditionNeedsOwnTransaction(QntxError):
+    """With `session=` the order comes after the commit, too late to refuse. Append without it."""
+
+
+class OtherDatabase(QntxError):
+    """This session is not of the log's database, so they could not commit together."""
+
+
 # The log and its database.
 
 

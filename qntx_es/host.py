@@ -9,7 +9,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from functools import cached_property
@@ -94,23 +94,46 @@ class Host:
     # What people say and ask.
 
     @overload
-    def append(self, attestations: Attestation) -> Receipt: ...
+    def append(
+        self,
+        attestations: Attestation,
+        *,
+        unless: Ax | Sequence[Ax] | None = None,
+        after: int | None = None,
+        expected_version: int | Mapping[str, int] | None = None,
+    ) -> Receipt: ...
     @overload
-    def append(self, attestations: Iterable[Attestation]) -> list[Receipt]: ...
-    def append(self, attestations: Attestation | Iterable[Attestation]) -> Receipt | list[Receipt]:
+    def append(
+        self,
+        attestations: Iterable[Attestation],
+        *,
+        unless: Ax | Sequence[Ax] | None = None,
+        after: int | None = None,
+        expected_version: int | Mapping[str, int] | None = None,
+    ) -> list[Receipt]: ...
+    def append(
+        self,
+        attestations: Attestation | Iterable[Attestation],
+        *,
+        unless: Ax | Sequence[Ax] | None = None,
+        after: int | None = None,
+        expected_version: int | Mapping[str, int] | None = None,
+    ) -> Receipt | list[Receipt]:
         """Append one or many, all or none, and return a receipt for each, in order.
 
-        A payload is held against the class of the domain that emits its context. Raises
-        `InvalidPayload`, `ForeignContext`, `ConflictingAttestation`, `TooMany`, `LogBusy`.
+        A payload is held against the class of the domain that emits its context. `unless`,
+        `after` and `expected_version` are conditions as `Log.append` has them. Raises
+        `InvalidPayload`, `ForeignContext`, and what `Log.append` raises.
         """
-        is_one = isinstance(attestations, Attestation)
         said = [attestations] if isinstance(attestations, Attestation) else list(attestations)
         for attestation in said:
             self._check(attestation)
         self._get_ready()
-        receipts = self.log.append(said)
+        receipts = self.log.append(
+            said, unless=unless, after=after, expected_version=expected_version
+        )
         self._wake()
-        return receipts[0] if is_one else receipts
+        return receipts[0] if isinstance(attestations, Attestation) else receipts
 
     def ax(
         self,

@@ -4,7 +4,7 @@ Reading goes forward in pieces, each in a transaction of its own: a reader of a 
 snapshot, and what it has seen stays seen, since positions never change behind it.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, overload
 
@@ -19,9 +19,10 @@ from qntx_es.attestation import (
     microseconds,
 )
 from qntx_es.ax import Ax, conditions
+from qntx_es.conditions import condition_of
 from qntx_es.database import Database
 from qntx_es.sequencer import Receipt, Sequencer, Turn
-from qntx_es.tables import attestations
+from qntx_es.tables import attestations, tags
 
 READ_ROWS = 1_000
 COLUMNS = tuple(attestations.c[name] for name in RECORDED_COLUMNS)
@@ -35,18 +36,46 @@ class Log:
         self._sequencer = sequencer
 
     @overload
-    def append(self, attestations: Attestation) -> Receipt: ...
+    def append(
+        self,
+        attestations: Attestation,
+        *,
+        unless: Ax | Sequence[Ax] | None = None,
+        after: int | None = None,
+        expected_version: int | Mapping[str, int] | None = None,
+    ) -> Receipt: ...
     @overload
-    def append(self, attestations: Iterable[Attestation]) -> list[Receipt]: ...
-    def append(self, attestations: Attestation | Iterable[Attestation]) -> Receipt | list[Receipt]:
+    def append(
+        self,
+        attestations: Iterable[Attestation],
+        *,
+        unless: Ax | Sequence[Ax] | None = None,
+        after: int | None = None,
+        expected_version: int | Mapping[str, int] | None = None,
+    ) -> list[Receipt]: ...
+    def append(
+        self,
+        attestations: Attestation | Iterable[Attestation],
+        *,
+        unless: Ax | Sequence[Ax] | None = None,
+        after: int | None = None,
+        expected_version: int | Mapping[str, int] | None = None,
+    ) -> Receipt | list[Receipt]:
         """Append one or many, all or none, and return a receipt for each.
 
-        Raises `ConflictingAttestation`, `TooMany` (over 10 000), `LogBusy`, and
+        Nothing is appended where anything that `unless` asks for lies behind `after` (by default
+        anywhere), or where an entity's largest `entity_version` is not the expected one (0: it
+        has none). Those said with an `expected_version` are numbered on from it.
+
+        Raises `ConflictingAttestation`, `AppendConditionFailed`, `LogRegression` (the log ends
+        before `after`), `InvalidCondition`, `TooMany` (over 10 000), `LogBusy`, and
         `PositionPending` when all is committed but another process keeps the order waiting.
         """
-        if isinstance(attestations, Attestation):
-            return self._sequencer.append([attestations])[0]
-        return self._sequencer.append(list(attestations))
+        is_one = isinstance(attestations, Attestation)
+        said = [attestations] if isinstance(attestations, Attestation) else list(attestations)
+        condition = condition_of(said, unless, after, expected_version)
+        receipts = self._sequencer.append(said, condition)
+        return receipts[0] if is_one else receipts
 
     def decide(self, choose: Callable[[Turn], Iterable[Attestation]]) -> list[Receipt]:
         """Append what `choose` returns after reading at the head, while nobody else appends."""
@@ -135,7 +164,7 @@ def _before_newest(connection: Connection, ax: Ax, limit: int, after: int, until
 
 def _forward(ax: Ax, after: int, until: int) -> Select[Any]:
     position = attestations.c.position
-    matching = [position > after, position <= until, *conditions(ax, attestations)]
+    matching = [position > after, position <= until, *conditions(ax, attestations, tags)]
     return select(*COLUMNS).where(*matching).order_by(position)
 
 

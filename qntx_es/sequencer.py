@@ -11,7 +11,7 @@ decides something (a claim, an outcome, a fire) is said with `decide`, which han
 the lock is held, the inbox is empty, and what is read is exactly the head.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -39,6 +39,7 @@ from sqlalchemy.dialects import postgresql
 
 from qntx_es import faults
 from qntx_es.attestation import Attestation, slice_of
+from qntx_es.conditions import Condition
 from qntx_es.database import Database
 from qntx_es.errors import (
     ConflictingAttestation,
@@ -60,10 +61,10 @@ SQL_VARIABLES = 500
 LOCK_SPACE = 0x716E7478 << 32
 
 SAID = ("id", "context", "entity", "actor", "slice", "depth", "schema_version", "caused_by")
-COLUMNS = (*SAID, "correlation_id", "payload")
+COLUMNS = (*SAID, "correlation_id", "tags", "payload")
 # What makes two statements the same.
-BYTES = ("context", "actor", "entity", "schema_version", "payload")
-_TEXTS = {"id", "context", "entity", "actor", "caused_by", "correlation_id", "payload"}
+BYTES = ("context", "actor", "entity", "schema_version", "payload", "tags")
+_TEXTS = {"id", "context", "entity", "actor", "caused_by", "correlation_id", "tags", "payload"}
 
 
 class Receipt:
@@ -130,16 +131,21 @@ class Sequencer:
         self._database = database
         self.inline: InlineFold | None = None
 
-    def append(self, attestations: Sequence[Attestation]) -> list[Receipt]:
+    def append(
+        self, attestations: Sequence[Attestation], condition: Condition | None = None
+    ) -> list[Receipt]:
         """Append all or none, in a transaction of our own, and return their receipts in order.
 
         An id the log holds with the same bytes gives the first receipt; with others it raises
-        `ConflictingAttestation`. Raises `TooMany`, `LogBusy`, `PositionPending`.
+        `ConflictingAttestation`. Raises `TooMany`, `LogBusy`, `PositionPending`, and what a
+        condition raises.
         """
         if len(attestations) > APPEND_MAX:
             raise TooMany
         if not attestations:
             return []
+        if condition is not None:
+            return self._append_if(attestations, condition)
         if self._database.is_sqlite:
             return self.decide(lambda _: attestations)
         receipts = self._append_if_free(attestations)
@@ -158,6 +164,26 @@ class Sequencer:
             if len(chosen) > APPEND_MAX:
                 raise TooMany
             receipts = self._sequence(connection, chosen, head, now)
+            faults.point("append.before_commit")
+        faults.point("append.after_commit")
+        return receipts
+
+    def _append_if(
+        self, attestations: Sequence[Attestation], condition: Condition
+    ) -> list[Receipt]:
+        ids = [attestation.id for attestation in attestations]
+        with self._database.read() as connection:
+            seen = self.look(connection)[0].position
+            known = self._known(connection, ids)
+            if not _unknown(attestations, known):
+                # Said before: whoever lost the answer asks for it again.
+                return [Receipt(one, known[one].position) for one in ids]
+            if seen >= condition.after:
+                condition.check(connection, condition.after, seen)
+        with self._locked() as (connection, head, now):
+            condition.check(connection, seen, head.position)
+            condition.check_versions(connection)
+            receipts = self._sequence(connection, attestations, head, now, condition.versions)
             faults.point("append.before_commit")
         faults.point("append.after_commit")
         return receipts
@@ -301,12 +327,18 @@ class Sequencer:
         return head, now
 
     def _sequence(
-        self, connection: Connection, attestations: Sequence[Attestation], head: Head, now: int
+        self,
+        connection: Connection,
+        attestations: Sequence[Attestation],
+        head: Head,
+        now: int,
+        versions: Mapping[str, int] | None = None,
     ) -> list[Receipt]:
         known = self._known(connection, [attestation.id for attestation in attestations])
         fresh = _unknown(attestations, known)
         if fresh:
-            _insert_into_log(connection, fresh, head.position, now)
+            numbers = _numbered(fresh, versions or {})
+            _insert_into_log(connection, fresh, numbers, head.position, now)
             last = head.position + len(fresh)
             self._project_inline(connection, {one.context for one in fresh}, last)
         positions = {one.id: head.position + n for n, one in enumerate(fresh, 1)}
@@ -378,7 +410,7 @@ def _set_aside(connection: Connection) -> list[Attestation]:
 
 def _bytes(row: Any) -> bytes:  # noqa: ANN401 - a row of the log
     parts = (row.context, row.actor, row.entity, str(row.schema_version), row.payload)
-    return "\x00".join(parts).encode()
+    return "\x00".join((*parts, row.tags or "")).encode()
 
 
 def _values(one: Attestation) -> tuple[object, ...]:
@@ -392,21 +424,25 @@ def _values(one: Attestation) -> tuple[object, ...]:
         one.schema_version,
         one.caused_by,
         one.correlation_id,
+        one.tags_text,
         one.text,
     )
 
 
 # OR FAIL: what fails is rolled back as a whole, so no row needs a journal of its own.
 _INSERT_SQLITE = (
-    f"INSERT OR FAIL INTO qntx_attestations (position, recorded_at, {', '.join(COLUMNS)}) "  # noqa: S608
-    f"VALUES ({', '.join('?' * (2 + len(COLUMNS)))})"
+    "INSERT OR FAIL INTO qntx_attestations "  # noqa: S608
+    f"(position, recorded_at, entity_version, {', '.join(COLUMNS)}) "
+    f"VALUES ({', '.join('?' * (3 + len(COLUMNS)))})"
 )
 _ARRAYS = ", ".join(f"%b::{'text' if name in _TEXTS else 'int'}[]" for name in COLUMNS)
 _UNNEST = f"unnest({_ARRAYS}) WITH ORDINALITY AS said({', '.join(COLUMNS)}, ordinal)"
 # Binary arrays, one parameter a column: four times as fast as text ones.
 _INSERT_POSTGRESQL = (
-    f"INSERT INTO qntx_attestations (position, recorded_at, {', '.join(COLUMNS)}) "  # noqa: S608
-    f"SELECT %b::bigint + ordinal, %b::bigint, {', '.join(COLUMNS)} FROM {_UNNEST}"
+    "INSERT INTO qntx_attestations "  # noqa: S608
+    f"(position, recorded_at, entity_version, {', '.join(COLUMNS)}) "
+    "SELECT %b::bigint + ordinal, %b::bigint, (%b::int[])[ordinal], "
+    f"{', '.join(COLUMNS)} FROM {_UNNEST}"
 )
 _INSERT_INBOX = (
     f"INSERT INTO qntx_inbox (whole, {', '.join(COLUMNS)}) "  # noqa: S608
@@ -415,16 +451,36 @@ _INSERT_INBOX = (
 )
 
 
+def _numbered(fresh: Sequence[Attestation], versions: Mapping[str, int]) -> list[int | None]:
+    """Return the numbers of those whose entity has an expected version, from the next one on."""
+    if not versions:
+        return [None] * len(fresh)
+    newest = dict(versions)
+    numbers: list[int | None] = []
+    for one in fresh:
+        if one.entity in newest:
+            newest[one.entity] += 1
+        numbers.append(newest.get(one.entity))
+    return numbers
+
+
 def _insert_into_log(
-    connection: Connection, fresh: Sequence[Attestation], head: int, now: int
+    connection: Connection,
+    fresh: Sequence[Attestation],
+    numbers: Sequence[int | None],
+    head: int,
+    now: int,
 ) -> None:
     rows = [_values(one) for one in fresh]
     if connection.dialect.name == "sqlite":
-        numbered = [(head + n, now, *row) for n, row in enumerate(rows, 1)]
-        connection.exec_driver_sql(_INSERT_SQLITE, numbered)
+        placed = [
+            (head + n, now, number, *row)
+            for n, (number, row) in enumerate(zip(numbers, rows, strict=True), 1)
+        ]
+        connection.exec_driver_sql(_INSERT_SQLITE, placed)
     else:
         arrays = [list(values) for values in zip(*rows, strict=True)]
-        connection.exec_driver_sql(_INSERT_POSTGRESQL, (head, now, *arrays))
+        connection.exec_driver_sql(_INSERT_POSTGRESQL, (head, now, numbers, *arrays))
 
 
 def _insert_into_inbox(
@@ -450,7 +506,7 @@ def _any_waiting() -> Executable:
 
 @cache
 def _twins() -> Executable:
-    same = [inbox.c[name] == log.c[name] for name in BYTES]
+    same = [inbox.c[name].is_not_distinct_from(log.c[name]) for name in BYTES]
     said = (inbox.c[name] for name in ("id", "tx", "whole", *BYTES))
     return select(*said, log.c.position, and_(*same).label("is_same")).join(
         log, log.c.id == inbox.c.id
@@ -476,8 +532,7 @@ def _known_of_list() -> Any:  # noqa: ANN401 - a SELECT
 
 
 def _known() -> Any:  # noqa: ANN401 - a SELECT
-    said = (log.c.id, log.c.position, log.c.context, log.c.actor, log.c.entity)
-    return select(*said, log.c.schema_version, log.c.payload)
+    return select(log.c.id, log.c.position, *(log.c[name] for name in BYTES))
 
 
 def _key() -> Any:  # noqa: ANN401 - an SQL expression

@@ -17,6 +17,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    text,
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import UserDefinedType
@@ -29,6 +30,9 @@ metadata = MetaData()
 Words = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 # SQLite makes INTEGER, and only INTEGER, the key of the row itself.
 Position = BigInteger().with_variant(Integer(), "sqlite")
+
+# Few attestations have a version, so few have a place in that index.
+IS_NUMBERED = text("entity_version IS NOT NULL")
 
 
 class TransactionId(UserDefinedType[int]):
@@ -51,6 +55,7 @@ def _said() -> list[Column[object]]:
         Column("schema_version", Integer, nullable=False),
         Column("caused_by", Words),
         Column("correlation_id", Words),
+        Column("tags", Words),
         Column("payload", Words, nullable=False),
     ]
 
@@ -62,9 +67,34 @@ attestations = Table(
     Column("position", Position, primary_key=True, autoincrement=False),
     Column("id", Words, nullable=False, unique=True),
     Column("recorded_at", BigInteger, nullable=False),
+    Column("entity_version", Integer),
     *_said(),
     Index("qntx_attestations_entity", "entity", "position"),
     Index("qntx_attestations_context", "context", "position"),
+    Index(
+        "qntx_attestations_version",
+        "entity",
+        "entity_version",
+        unique=True,
+        sqlite_where=IS_NUMBERED,
+        postgresql_where=IS_NUMBERED,
+    ),
+)
+
+# What the tags of the log's rows say, one row a tag: the database itself writes it, by trigger.
+tags = Table(
+    "qntx_tags",
+    metadata,
+    Column("tag", Words, primary_key=True),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    sqlite_with_rowid=False,
+)
+
+# One row: which log this is, wherever its database is copied or restored to.
+epochs = Table(
+    "qntx_epoch",
+    metadata,
+    Column("epoch", Words, primary_key=True),
 )
 
 # PostgreSQL only: what is committed there has no position yet. SQLite has one writer and no need.

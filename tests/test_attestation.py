@@ -527,7 +527,7 @@ def test_a_recorded_payload_that_does_not_fit_names_its_place() -> None:
 
         n: int
 
-    row = (7, "id", "seen", "ann", "e", '{"n":"x"}', 1, 0, None, None, 0)
+    row = (7, "id", "seen", "ann", "e", '{"n":"x"}', 1, 0, None, None, 0, None, None)
     recorded = Recorded(row, Strict.model_validate_json)
 
     with pytest.raises(InvalidPayload, match="position 7"):

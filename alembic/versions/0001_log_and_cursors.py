@@ -1,4 +1,6 @@
-"""The log with its guards, the inbox, and what projectors keep beside their rows."""
+"""The log with its guards and tags, the inbox, and what projectors keep beside their rows."""
+
+from uuid import uuid4
 
 import sqlalchemy as sa
 from alembic import op
@@ -38,6 +40,35 @@ GUARDS_SQLITE = (
       SELECT RAISE(ABORT, 'qntx_attestations is append-only');
     END
     """,
+    """
+    CREATE TRIGGER qntx_attestations_tag AFTER INSERT ON qntx_attestations
+    WHEN new.tags IS NOT NULL
+    BEGIN
+      INSERT INTO qntx_tags (tag, position)
+      SELECT DISTINCT value, new.position FROM json_each(new.tags);
+    END
+    """,
+    """
+    CREATE TRIGGER qntx_tags_true BEFORE INSERT ON qntx_tags
+    WHEN NOT EXISTS
+      (SELECT 1 FROM qntx_attestations AS said, json_each(said.tags) AS one
+       WHERE said.position = new.position AND one.value = new.tag)
+    BEGIN
+      SELECT RAISE(ABORT, 'qntx_tags: the attestation has no such tag');
+    END
+    """,
+    """
+    CREATE TRIGGER qntx_tags_no_update BEFORE UPDATE ON qntx_tags
+    BEGIN
+      SELECT RAISE(ABORT, 'qntx_tags is append-only');
+    END
+    """,
+    """
+    CREATE TRIGGER qntx_tags_no_delete BEFORE DELETE ON qntx_tags
+    BEGIN
+      SELECT RAISE(ABORT, 'qntx_tags is append-only');
+    END
+    """,
 )
 
 # One check a statement, over its transition table: a check a row would halve the append rate.
@@ -45,7 +76,7 @@ GUARDS_POSTGRESQL = (
     """
     CREATE FUNCTION qntx_refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
-      RAISE EXCEPTION 'qntx_attestations is append-only'
+      RAISE EXCEPTION '% is append-only', TG_TABLE_NAME
         USING ERRCODE = 'integrity_constraint_violation';
     END $$
     """,
@@ -72,9 +103,39 @@ GUARDS_POSTGRESQL = (
         RAISE EXCEPTION 'qntx_attestations: an insert must continue the log'
           USING ERRCODE = 'integrity_constraint_violation';
       END IF;
+      INSERT INTO qntx_tags (tag, position)
+      SELECT DISTINCT one.tag, fresh.position
+      FROM fresh, json_array_elements_text(fresh.tags::json) AS one(tag);
       RETURN NULL;
     END $$
     """,
+    """
+    CREATE FUNCTION qntx_tags_are_true() RETURNS trigger LANGUAGE plpgsql
+    SET search_path FROM CURRENT AS $$
+    BEGIN
+      IF EXISTS
+        (SELECT 1 FROM fresh LEFT JOIN qntx_attestations AS said USING (position)
+         WHERE said.tags IS NULL OR NOT fresh.tag IN
+           (SELECT one.tag FROM json_array_elements_text(said.tags::json) AS one(tag)))
+      THEN
+        RAISE EXCEPTION 'qntx_tags: the attestation has no such tag'
+          USING ERRCODE = 'integrity_constraint_violation';
+      END IF;
+      RETURN NULL;
+    END $$
+    """,
+    """
+    CREATE TRIGGER qntx_tags_no_change
+    BEFORE UPDATE OR DELETE OR TRUNCATE ON qntx_tags
+    FOR EACH STATEMENT EXECUTE FUNCTION qntx_refuse_change()
+    """,
+    """
+    CREATE TRIGGER qntx_tags_true
+    AFTER INSERT ON qntx_tags REFERENCING NEW TABLE AS fresh
+    FOR EACH STATEMENT EXECUTE FUNCTION qntx_tags_are_true()
+    """,
+    "ALTER TABLE qntx_tags ENABLE ALWAYS TRIGGER qntx_tags_no_change",
+    "ALTER TABLE qntx_tags ENABLE ALWAYS TRIGGER qntx_tags_true",
     """
     CREATE TRIGGER qntx_attestations_no_change
     BEFORE UPDATE OR DELETE OR TRUNCATE ON qntx_attestations
@@ -112,21 +173,40 @@ def said() -> list[sa.Column[object]]:
         sa.Column("schema_version", sa.Integer, nullable=False),
         sa.Column("caused_by", WORDS),
         sa.Column("correlation_id", WORDS),
+        sa.Column("tags", WORDS),
         sa.Column("payload", WORDS, nullable=False),
     ]
 
 
 def create_log() -> None:
-    """Make the table of attestations and its two indexes."""
+    """Make the table of attestations with its indexes, its tags and its epoch."""
     op.create_table(
         "qntx_attestations",
         sa.Column("position", POSITION, primary_key=True, autoincrement=False),
         sa.Column("id", WORDS, nullable=False, unique=True),
         sa.Column("recorded_at", sa.BigInteger, nullable=False),
+        sa.Column("entity_version", sa.Integer),
         *said(),
     )
     for column in ("entity", "context"):
         op.create_index(f"qntx_attestations_{column}", "qntx_attestations", [column, "position"])
+    is_numbered = sa.text("entity_version IS NOT NULL")
+    op.create_index(
+        "qntx_attestations_version",
+        "qntx_attestations",
+        ["entity", "entity_version"],
+        unique=True,
+        sqlite_where=is_numbered,
+        postgresql_where=is_numbered,
+    )
+    op.create_table(
+        "qntx_tags",
+        sa.Column("tag", WORDS, primary_key=True),
+        sa.Column("position", sa.BigInteger, primary_key=True, autoincrement=False),
+        sqlite_with_rowid=False,
+    )
+    epochs = op.create_table("qntx_epoch", sa.Column("epoch", WORDS, primary_key=True))
+    op.bulk_insert(epochs, [{"epoch": str(uuid4())}])
 
 
 def create_inbox() -> None:

@@ -16,9 +16,10 @@ from qntx_es.errors import InvalidTime, QntxError
 class Ax:
     """Attestations about any of `entities`, in any of `contexts`, by any of `actors`.
 
-    An empty part asks for anything. A single text stands for a tuple of one. `since` and `until`
-    bound `recorded_at`, both inclusive. `limit` asks for the newest n; the answer is always in the
-    order of positions. Raises `InvalidTime` for a time without a zone.
+    What is tagged with an entity is about it too. An empty part asks for anything. A single text
+    stands for a tuple of one. `since` and `until` bound `recorded_at`, both inclusive. `limit` asks
+    for the newest n; the answer is always in the order of positions. Raises `InvalidTime` for a
+    time without a zone.
     """
 
     contexts: tuple[str, ...]

@@ -7,7 +7,7 @@ from sqlalchemy import make_url
 
 from qntx_es import Ax, InvalidId, InvalidTime, QntxError
 from qntx_es.ax import conditions
-from qntx_es.tables import attestations
+from qntx_es.tables import attestations, tags
 
 
 def test_a_single_text_is_one_name() -> None:
@@ -55,8 +55,8 @@ def test_every_value_is_a_bound_parameter(name: str) -> None:
     ax = Ax(contexts=hostile, actors=[hostile, "b"], entities=hostile)
 
     dialect = make_url(f"{name}://").get_dialect()()
-    compiled = [str(one.compile(dialect=dialect)) for one in conditions(ax, attestations)]
+    compiled = [str(one.compile(dialect=dialect)) for one in conditions(ax, attestations, tags)]
 
     assert len(compiled) == 3
     assert all("drop" not in one for one in compiled)
-    assert conditions(Ax(), attestations) == []
+    assert conditions(Ax(), attestations, tags) == []
