@@ -42,6 +42,8 @@ POSTGRESQL_OLDEST = (14,)
 POOL_SIZE = 10
 POOL_OVERFLOW = 20
 WRITE = "qntx_write"
+# PostgreSQL's clock, in microseconds since 1970.
+CLOCK = func.floor(func.extract("epoch", func.clock_timestamp()) * 1_000_000)
 UPGRADE_LOCK = 0x716E7478_00000001  # "qntx" in the upper half: a key nobody else will choose
 
 
@@ -75,16 +77,22 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Give a connection in a transaction that is rolled back: one snapshot on SQLite."""
-        with self._named_errors(), self.engine.connect() as connection:
+        with self.named_errors(), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
         """Give a connection whose every statement sees the same moment, on both databases."""
-        with self._named_errors(), self.engine.connect() as connection:
+        with self.named_errors(), self.engine.connect() as connection:
             if not self.is_sqlite:
                 connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
+
+    @contextmanager
+    def autocommit(self) -> Iterator[Connection]:
+        """Give a connection whose every statement is a transaction: one way there and back."""
+        with self.named_errors(), self.engine.connect() as connection:
+            yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -93,14 +101,14 @@ class Database:
         On SQLite it is the one writer from its first moment. Raises `LogBusy` when it cannot be.
         """
         if not self.is_sqlite:
-            with self._named_errors(), self.engine.begin() as connection:
+            with self.named_errors(), self.engine.begin() as connection:
                 yield connection
             return
         # Threads of one process queue here, where waiting is fair; processes wait in SQLite.
         if not self._writer.acquire(timeout=self.timeout_seconds):
             raise LogBusy
         try:
-            with self._named_errors(), self.engine.connect() as connection:
+            with self.named_errors(), self.engine.connect() as connection:
                 connection.execution_options(**{WRITE: True})
                 with connection.begin():
                     yield connection
@@ -111,7 +119,7 @@ class Database:
         """Return the database's clock, in microseconds since 1970."""
         if self.is_sqlite:
             return self._clock() // 1000
-        return int(connection.execute(_CLOCK).scalar_one())
+        return int(connection.execute(_ASK_CLOCK).scalar_one())
 
     def close(self) -> None:
         """Close every connection; the next transaction opens new ones."""
@@ -175,6 +183,8 @@ class Database:
 
     def _engine(self, url_or_engine: str | Engine) -> Engine:
         if isinstance(url_or_engine, Engine) and url_or_engine.dialect.name == "postgresql":
+            if url_or_engine.dialect.driver != "psycopg":
+                raise UnsupportedDatabase
             return url_or_engine.execution_options(isolation_level="READ COMMITTED")
         given = url_or_engine.url if isinstance(url_or_engine, Engine) else url_or_engine
         try:
@@ -241,7 +251,8 @@ class Database:
         return connection
 
     @contextmanager
-    def _named_errors(self) -> Iterator[None]:
+    def named_errors(self) -> Iterator[None]:
+        """Give the same trouble the same name on both databases."""
         try:
             yield
         except PoolTimeout as error:
@@ -297,7 +308,7 @@ def _run_revisions(connection: Connection) -> None:
 
 # Alembic keeps what it works on in its modules: one upgrade at a time in a process.
 _ALEMBIC = threading.Lock()
-_CLOCK = select(func.extract("epoch", func.clock_timestamp()) * 1_000_000)
+_ASK_CLOCK = select(CLOCK)
 # A lock not had in time, a serialization failure, a deadlock.
 TRY_AGAIN = ("55P03", "40001", "40P01")
 SQLITE_TROUBLE = (

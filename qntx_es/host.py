@@ -51,6 +51,7 @@ from qntx_es.pulse import Ticker, Worker, pulse
 from qntx_es.registry import Registry
 from qntx_es.sequencer import Receipt, Sequencer
 from qntx_es.services import Store
+from qntx_es.sessions import AnySession, after_commit
 from qntx_es.tables import cursors
 
 TICK_SECONDS_MAX = 1.0
@@ -101,6 +102,7 @@ class Host:
         unless: Ax | Sequence[Ax] | None = None,
         after: int | None = None,
         expected_version: int | Mapping[str, int] | None = None,
+        session: AnySession | None = None,
     ) -> Receipt: ...
     @overload
     def append(
@@ -110,6 +112,7 @@ class Host:
         unless: Ax | Sequence[Ax] | None = None,
         after: int | None = None,
         expected_version: int | Mapping[str, int] | None = None,
+        session: AnySession | None = None,
     ) -> list[Receipt]: ...
     def append(
         self,
@@ -118,21 +121,26 @@ class Host:
         unless: Ax | Sequence[Ax] | None = None,
         after: int | None = None,
         expected_version: int | Mapping[str, int] | None = None,
+        session: AnySession | None = None,
     ) -> Receipt | list[Receipt]:
         """Append one or many, all or none, and return a receipt for each, in order.
 
         A payload is held against the class of the domain that emits its context. `unless`,
-        `after` and `expected_version` are conditions as `Log.append` has them. Raises
-        `InvalidPayload`, `ForeignContext`, and what `Log.append` raises.
+        `after` and `expected_version` are conditions, and `session` a transaction of the
+        caller's, as `Log.append` has them. Raises `InvalidPayload`, `ForeignContext`, and what
+        `Log.append` raises.
         """
         said = [attestations] if isinstance(attestations, Attestation) else list(attestations)
         for attestation in said:
             self._check(attestation)
-        self._get_ready()
+        self.get_ready()
         receipts = self.log.append(
-            said, unless=unless, after=after, expected_version=expected_version
+            said, unless=unless, after=after, expected_version=expected_version, session=session
         )
-        self._wake()
+        if session is None:
+            self._wake()
+        else:
+            after_commit(session, self._wake)
         return receipts[0] if isinstance(attestations, Attestation) else receipts
 
     def ax(
@@ -141,7 +149,7 @@ class Host:
         **parts: Any,  # noqa: ANN401 - the parts of an Ax
     ) -> list[Recorded[Json]]:
         """Return what is asked for, in the order of positions: `host.ax(contexts="commit")`."""
-        self._get_ready()
+        self.get_ready()
         return self.log.ax(Ax(**parts) if ax is None else ax)
 
     def wait_for(
@@ -175,7 +183,7 @@ class Host:
         Schedules that are due fire, and due jobs run in the calling thread. Raises
         `ProjectorStopped` where a handler fails.
         """
-        self._get_ready()
+        self.get_ready()
         worker = self._worker() if jobs else None
         ticker = self._ticker() if jobs else None
         while True:
@@ -193,7 +201,7 @@ class Host:
         Everything goes on meanwhile. Raises `UnknownDomain`, and what `Rebuild.run` raises.
         """
         domain = self.domain(name)
-        self._get_ready()
+        self.get_ready()
         return Rebuild(
             self.database, self._sequencer, domain, progress=progress, stopping=self._stopping
         ).run()
@@ -201,7 +209,7 @@ class Host:
     @contextmanager
     def running(self) -> Iterator["Host"]:
         """Run projectors, jobs and schedules in threads until the block ends, then drain."""
-        self._get_ready()
+        self.get_ready()
         self._stopping.clear()
         supervisor = Supervisor(self._runners.values(), self._stopping, self._moved)
         worker, ticker = self._worker(), self._ticker()
@@ -312,12 +320,13 @@ class Host:
             if domain.emits is not None and domain.may_emit(said.context):
                 _hold_against(said, domain.payloads[said.context])
 
-    def _get_ready(self) -> None:
-        """Check the schema, and make what domains seen first need, once."""
+    def get_ready(self) -> None:
+        """Check the database, and make what domains seen first need; once, at the first call."""
         if self._is_ready:
             return
         with self._setting_up:
             self.database.check()
+            self._sequencer.check()
             self._declare()
 
     def _declare(self) -> None:

@@ -21,7 +21,9 @@ from qntx_es.attestation import (
 from qntx_es.ax import Ax, conditions
 from qntx_es.conditions import condition_of
 from qntx_es.database import Database
+from qntx_es.errors import ConditionNeedsOwnTransaction
 from qntx_es.sequencer import Receipt, Sequencer, Turn
+from qntx_es.sessions import AnySession, after_commit, connection_of
 from qntx_es.tables import attestations, tags
 
 READ_ROWS = 1_000
@@ -43,6 +45,7 @@ class Log:
         unless: Ax | Sequence[Ax] | None = None,
         after: int | None = None,
         expected_version: int | Mapping[str, int] | None = None,
+        session: AnySession | None = None,
     ) -> Receipt: ...
     @overload
     def append(
@@ -52,6 +55,7 @@ class Log:
         unless: Ax | Sequence[Ax] | None = None,
         after: int | None = None,
         expected_version: int | Mapping[str, int] | None = None,
+        session: AnySession | None = None,
     ) -> list[Receipt]: ...
     def append(
         self,
@@ -60,12 +64,18 @@ class Log:
         unless: Ax | Sequence[Ax] | None = None,
         after: int | None = None,
         expected_version: int | Mapping[str, int] | None = None,
+        session: AnySession | None = None,
     ) -> Receipt | list[Receipt]:
         """Append one or many, all or none, and return a receipt for each.
 
         Nothing is appended where anything that `unless` asks for lies behind `after` (by default
         anywhere), or where an entity's largest `entity_version` is not the expected one (0: it
         has none). Those said with an `expected_version` are numbered on from it.
+
+        With a `session` (a Session or Connection on this database) they are appended in its
+        transaction: in the log once that has committed, and never if it is rolled back. It is not
+        committed, rolled back, flushed or retried here. No condition can be kept there
+        (`ConditionNeedsOwnTransaction`). Raises `OtherDatabase`.
 
         Raises `ConflictingAttestation`, `AppendConditionFailed`, `LogRegression` (the log ends
         before `after`), `InvalidCondition`, `TooMany` (over 10 000), `LogBusy`, and
@@ -74,7 +84,13 @@ class Log:
         is_one = isinstance(attestations, Attestation)
         said = [attestations] if isinstance(attestations, Attestation) else list(attestations)
         condition = condition_of(said, unless, after, expected_version)
-        receipts = self._sequencer.append(said, condition)
+        if session is None:
+            receipts = self._sequencer.append(said, condition)
+        elif condition is not None:
+            raise ConditionNeedsOwnTransaction
+        else:
+            receipts = self._sequencer.append_within(connection_of(session), said)
+            after_commit(session, self._sequencer.look_again)
         return receipts[0] if is_one else receipts
 
     def decide(self, choose: Callable[[Turn], Iterable[Attestation]]) -> list[Receipt]:

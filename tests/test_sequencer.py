@@ -14,8 +14,9 @@ from sqlalchemy import Connection, text
 
 from qntx_es import Attestation, ConflictingAttestation, LogBusy, PositionPending, faults
 from qntx_es.database import Database
+from qntx_es.inbox import PASS_ROWS_MAX
 from qntx_es.log import Log
-from qntx_es.sequencer import PASS_ROWS_MAX, Sequencer
+from qntx_es.sequencer import Sequencer
 
 BOUND = 30
 

@@ -33,7 +33,12 @@ _DRIVER = "postgresql+psycopg"
 _USERS = ("postgres", "nobody")  # as whom root runs a server, since PostgreSQL refuses root
 _START_SECONDS_MAX = 60  # one on an idle machine; a starved one takes its time
 
-_SETTINGS = ("listen_addresses = ''", "port = 5432", "max_connections = 200")
+_SETTINGS = (
+    "listen_addresses = ''",
+    "port = 5432",
+    "max_connections = 200",
+    "max_prepared_transactions = 10",
+)
 # The machine must not crash, but the server may: with `synchronous_commit = off` an immediate
 # restart would lose what was committed (test_a_restart_keeps_what_was_committed).
 _FAST_SETTINGS = ("fsync = off", "full_page_writes = off")

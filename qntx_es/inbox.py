@@ -1,0 +1,170 @@
+"""Where committed attestations wait for a position: PostgreSQL only.
+
+What a caller's transaction leaves here commits or rolls back with everything else of it, so no
+isolation level, savepoint or two-phase commit is special. A pass moves it into the log.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from hashlib import sha256
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Executable,
+    Text,
+    and_,
+    bindparam,
+    column,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+)
+from sqlalchemy.dialects import postgresql
+
+from qntx_es.attestation import Attestation
+from qntx_es.statements import BYTES, COLUMNS, UNNEST, bytes_of, values_of
+from qntx_es.tables import attestations as log
+from qntx_es.tables import inbox
+
+PASS_ROWS_MAX = 10_000
+SQL_ROWS = 2_000  # of twelve parameters each: drivers end at 32 767
+
+_INSERT_INBOX = (
+    f"INSERT INTO qntx_inbox (whole, {', '.join(COLUMNS)}) "  # noqa: S608
+    f"SELECT %b::boolean, {', '.join(COLUMNS)} FROM {UNNEST} "
+    "ORDER BY ordinal ON CONFLICT (id) DO NOTHING RETURNING id"
+)
+
+
+def insert_into_inbox(
+    connection: Connection, fresh: Sequence[Attestation], *, whole: bool
+) -> set[str]:
+    """Return the ids of those that are in the inbox now and were not before."""
+    if connection.dialect.driver != "psycopg":
+        return _insert_portably(connection, fresh, whole=whole)
+    arrays = [list(values) for values in zip(*map(values_of, fresh), strict=True)]
+    return set(connection.exec_driver_sql(_INSERT_INBOX, (whole, *arrays)).scalars())
+
+
+def _insert_portably(
+    connection: Connection, fresh: Sequence[Attestation], *, whole: bool
+) -> set[str]:
+    """Insert with the driver of a caller's, which may not know binary arrays."""
+    names = ("whole", *COLUMNS)
+    rows = [dict(zip(names, (whole, *values_of(one)), strict=True)) for one in fresh]
+    dropped: set[str] = set()
+    for start in range(0, len(rows), SQL_ROWS):
+        put = postgresql.insert(inbox).values(rows[start : start + SQL_ROWS])
+        put = put.on_conflict_do_nothing(index_elements=[inbox.c.id])
+        dropped |= set(connection.execute(put.returning(inbox.c.id)).scalars())
+    return dropped
+
+
+def set_aside(connection: Connection) -> list[Attestation]:
+    """Take out of the inbox whose id the log has by now, and report those that say otherwise.
+
+    Such a twin was in flight where its append could not see it: the first one stands, and the
+    later one is neither in the way of a pass nor lost in silence. An append of ours goes as a
+    whole, and whoever waits for it is told; of a caller's transaction, which has committed, the
+    rest stays.
+    """
+    twins = connection.execute(_twins()).all()
+    if not twins:
+        return []
+    refused = [row.tx for row in twins if row.whole and not row.is_same]
+    ids = [row.id for row in twins]
+    connection.execute(delete(inbox).where(or_(inbox.c.id.in_(ids), inbox.c.tx.in_(refused))))
+    return [
+        Attestation(
+            context="qntx.append_refused",
+            entity=row.id,
+            actor="qntx@system",
+            payload={
+                "reason": "another attestation with this id was in the log first",
+                "position": row.position,
+                "context": row.context,
+                "entity": row.entity,
+                "digest": sha256(bytes_of(row)).hexdigest(),
+            },
+            caused_by=row.id,
+        )
+        for row in twins
+        if not row.is_same and not row.whole
+    ]
+
+
+def count_waiting(connection: Connection) -> int:
+    """Count what is committed and has no position yet."""
+    return connection.execute(select(func.count()).select_from(inbox)).scalar_one()
+
+
+@cache
+def any_waiting() -> Executable:
+    """Ask whether anything waits."""
+    return select(exists(select(inbox.c.number)))
+
+
+@cache
+def waiting_of() -> Executable:
+    """Ask for what waits under any of `ids`."""
+    ids = bindparam("ids", type_=postgresql.ARRAY(Text))
+    said = (inbox.c[name] for name in ("id", *BYTES))
+    return select(*said, literal(0).label("position")).where(inbox.c.id == func.any(ids))
+
+
+@cache
+def _twins() -> Executable:
+    same = [inbox.c[name].is_not_distinct_from(log.c[name]) for name in BYTES]
+    said = (inbox.c[name] for name in ("id", "tx", "whole", *BYTES))
+    return select(*said, log.c.position, and_(*same).label("is_same")).join(
+        log, log.c.id == inbox.c.id
+    )
+
+
+@cache
+def move() -> Any:  # noqa: ANN401 - an INSERT that returns contexts
+    """Move inbox → log: one statement, so exactly once.
+
+    Whole transactions, ordered by each one's *last* number: by number alone they interleave, by
+    their first an effect precedes its cause, since who has read a commit draws later numbers.
+    It ends before a transaction with an id that the log has by now: that one is set aside first.
+    """
+    twin = exists(select(log.c.id).where(log.c.id == inbox.c.id))
+    waiting = (
+        select(
+            inbox.c.tx,
+            func.max(inbox.c.number).label("last"),
+            func.count().label("size"),
+            func.bool_or(twin).label("has_twin"),
+        )
+        .group_by(inbox.c.tx)
+        .cte("waiting")
+    )
+    size, last = waiting.c.size, waiting.c.last
+    counted = select(
+        waiting.c.tx,
+        last,
+        (func.sum(size).over(order_by=last) - size).label("before"),
+        func.bool_or(waiting.c.has_twin).over(order_by=last).label("is_behind_twin"),
+    ).cte("counted")
+    moved = (
+        delete(inbox)
+        .where(inbox.c.tx == counted.c.tx, counted.c.before < PASS_ROWS_MAX)
+        .where(~counted.c.is_behind_twin)
+        .returning(counted.c.last, inbox.c.number, *(inbox.c[name] for name in COLUMNS))
+        .cte("moved")
+    )
+    ordinal = func.row_number().over(order_by=(moved.c.last, moved.c.number))
+    told = select(
+        (bindparam("head", type_=BigInteger) + ordinal).label("position"),
+        bindparam("now", type_=BigInteger).label("recorded_at"),
+        *(moved.c[name] for name in COLUMNS),
+    )
+    names = ["position", "recorded_at", *COLUMNS]
+    return insert(log).from_select(names, told).returning(column("context"))
