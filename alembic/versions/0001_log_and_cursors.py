@@ -15,8 +15,8 @@ WORDS = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 POSITION = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 # An id that is there is refused here too, since INSERT OR REPLACE would overwrite its row and fire
-# no other trigger. FAIL and not ABORT: SQLite would keep a journal for every row inserted, to be
-# able to undo it, and take more than twice the time.
+# no other trigger. FAIL and not ABORT, wherever an insert leads: SQLite would keep a journal for
+# every row inserted, to be able to undo it, and take up to twice the time.
 GUARDS_SQLITE = (
     """
     CREATE TRIGGER qntx_attestations_continue BEFORE INSERT ON qntx_attestations
@@ -54,7 +54,7 @@ GUARDS_SQLITE = (
       (SELECT 1 FROM qntx_attestations AS said, json_each(said.tags) AS one
        WHERE said.position = new.position AND one.value = new.tag)
     BEGIN
-      SELECT RAISE(ABORT, 'qntx_tags: the attestation has no such tag');
+      SELECT RAISE(FAIL, 'qntx_tags: the attestation has no such tag');
     END
     """,
     """
