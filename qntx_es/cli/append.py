@@ -63,6 +63,9 @@ def append(  # noqa: PLR0913 - one parameter an option
         str | None,
         typer.Option(metavar="ID", help="Its id: stating the same twice is stating it once."),
     ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(metavar="T", help="What else it is about; repeatable.")
+    ] = None,
     new_context: Annotated[
         bool, typer.Option("--new-context", help="State it though no enabled domain knows it.")
     ] = False,
@@ -78,6 +81,7 @@ def append(  # noqa: PLR0913 - one parameter an option
             actor=_somebody() if actor is None else actor,
             payload=parsed,
             id=id,
+            tags=tag or (),
         )
         host.database.check()
         before = host.log.get(said.id) if id else None

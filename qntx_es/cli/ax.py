@@ -143,6 +143,9 @@ def document_of(recorded: Recorded[Json]) -> dict[str, object]:
         "recorded_at": recorded.recorded_at,
         "caused_by": recorded.caused_by,
         "correlation_id": recorded.correlation_id,
+        "depth": recorded.depth,
+        "tags": recorded.tags,
+        "entity_version": recorded.entity_version,
     }
 
 

@@ -20,6 +20,7 @@ def test_what_is_appended_is_in_the_log_once(
     host = opened(sqlite_url)
     (tmp_path / "order.json").write_text('{\n  "total": 3\n}')
     flags = ("--database", sqlite_url, "--domains", "shop", "--id", "order-1")
+    flags = (*flags, "--tag", "shop:x", "--tag", "shop:y")
     said = ("append", "order_placed", "a", *flags)
 
     first = qntx(*said, "--payload", "-", "--actor", "ann", "--json", stdin='{"total": 3}')
@@ -39,7 +40,8 @@ def test_what_is_appended_is_in_the_log_once(
     assert again.stdout == "said before, at position 1: nothing was appended\n"
     assert other.returncode == 1, "somebody else says it"
     assert "id order-1 already names another attestation at position 1" in other.stderr
-    (one,) = host.ax(Ax())
+    (one,) = host.ax(Ax(entities="shop:y"))
+    assert one.tags == ("shop:x", "shop:y")
     assert (one.id, one.actor, one.entity, one.payload) == ("order-1", "ann", "a", {"total": 3})
 
 

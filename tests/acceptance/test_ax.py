@@ -28,6 +28,9 @@ KEYS = [
     "recorded_at",
     "caused_by",
     "correlation_id",
+    "depth",
+    "tags",
+    "entity_version",
 ]
 
 
