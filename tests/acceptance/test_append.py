@@ -20,8 +20,7 @@ def test_what_is_appended_is_in_the_log_once(
     host = opened(sqlite_url)
     (tmp_path / "order.json").write_text('{\n  "total": 3\n}')
     flags = ("--database", sqlite_url, "--domains", "shop", "--id", "order-1")
-    flags = (*flags, "--tag", "shop:x", "--tag", "shop:y")
-    said = ("append", "order_placed", "a", *flags)
+    said = ("append", "order_placed", "a", *flags, "--tag", "shop:x", "--tag", "shop:y")
 
     first = qntx(*said, "--payload", "-", "--actor", "ann", "--json", stdin='{"total": 3}')
     again, other = each(
