@@ -7,7 +7,6 @@ isolation level, savepoint or two-phase commit is special. A pass moves it into 
 from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
-from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -16,11 +15,9 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
-    column,
     delete,
     exists,
     func,
-    insert,
     literal,
     or_,
     select,
@@ -127,44 +124,7 @@ def _twins() -> Executable:
     )
 
 
-@cache
-def move() -> Any:  # noqa: ANN401 - an INSERT that returns contexts
-    """Move inbox → log: one statement, so exactly once.
-
-    Whole transactions, ordered by each one's *last* number: by number alone they interleave, by
-    their first an effect precedes its cause, since who has read a commit draws later numbers.
-    It ends before a transaction with an id that the log has by now: that one is set aside first.
-    """
-    twin = exists(select(log.c.id).where(log.c.id == inbox.c.id))
-    waiting = (
-        select(
-            inbox.c.tx,
-            func.max(inbox.c.number).label("last"),
-            func.count().label("size"),
-            func.bool_or(twin).label("has_twin"),
-        )
-        .group_by(inbox.c.tx)
-        .cte("waiting")
-    )
-    size, last = waiting.c.size, waiting.c.last
-    counted = select(
-        waiting.c.tx,
-        last,
-        (func.sum(size).over(order_by=last) - size).label("before"),
-        func.bool_or(waiting.c.has_twin).over(order_by=last).label("is_behind_twin"),
-    ).cte("counted")
-    moved = (
-        delete(inbox)
-        .where(inbox.c.tx == counted.c.tx, counted.c.before < PASS_ROWS_MAX)
-        .where(~counted.c.is_behind_twin)
-        .returning(counted.c.last, inbox.c.number, *(inbox.c[name] for name in COLUMNS))
-        .cte("moved")
-    )
-    ordinal = func.row_number().over(order_by=(moved.c.last, moved.c.number))
-    told = select(
-        (bindparam("head", type_=BigInteger) + ordinal).label("position"),
-        bindparam("now", type_=BigInteger).label("recorded_at"),
-        *(moved.c[name] for name in COLUMNS),
-    )
-    names = ["position", "recorded_at", *COLUMNS]
-    return insert(log).from_select(names, told).returning(column("context"))
+def move(connection: Connection, head: int, now: int) -> list[str]:
+    """Give the positions behind `head` to what waits; return the contexts of what was moved."""
+    moved = select(func.qntx_move(literal(head, BigInteger), literal(now, BigInteger)))
+    return list(connection.execute(moved).scalars())

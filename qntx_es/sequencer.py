@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
+from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import Connection, Executable
@@ -44,19 +45,23 @@ from qntx_es.inbox import (
 )
 from qntx_es.sessions import Kinship, whole
 from qntx_es.statements import (
+    DROPPED,
+    OTHERS_FIRST,
     SQL_VARIABLES,
+    append_or_drop,
     begin_writing,
     bytes_of,
     insert_into_log,
+    known_after_pass,
     known_of_array,
     known_of_list,
     last,
     lock,
     numbered,
+    pass_if_free,
     probe,
     standing,
     try_lock,
-    wait_for_lock,
 )
 
 APPEND_MAX = 10_000
@@ -182,11 +187,7 @@ class Sequencer:
             return self._append_if(attestations, condition)
         if self._database.is_sqlite:
             return self._append_in_group(attestations)
-        receipts = self._append_if_free(attestations)
-        if receipts is None:
-            receipts = self._append_behind_others(attestations)
-        self.look_again()
-        return receipts
+        return self._append_directly(attestations) or self._append_by_turns(attestations)
 
     def append_within(
         self, connection: Connection, attestations: Sequence[Attestation]
@@ -247,13 +248,10 @@ class Sequencer:
         with self._locked() as (connection, _, _now):
             yield connection
 
-    def drop(
-        self, connection: Connection, attestations: Sequence[Attestation], *, whole: bool = False
-    ) -> None:
+    def drop(self, connection: Connection, attestations: Sequence[Attestation]) -> None:
         """Leave attestations in a transaction that is not ours to commit.
 
         On SQLite they are in the log with its commit, on PostgreSQL with the pass that follows.
-        What is dropped as a `whole` enters the log as a whole, or not at all.
         """
         if not attestations:
             return
@@ -266,11 +264,9 @@ class Sequencer:
         while fresh:
             # A twin in flight is waited for, and then compared with: it is in the inbox, by now in
             # the log, or was set aside with the rest of its append, and its place is free again.
-            dropped = insert_into_inbox(connection, fresh, whole=whole)
+            dropped = insert_into_inbox(connection, fresh, whole=False)
             left = [one for one in fresh if one.id not in dropped]
             met = {row.id: row for row in connection.execute(waiting_of(), {"ids": ids})}
-            if whole and any(one.id in met for one in left):
-                raise _TwinWaits
             fresh = _unknown(left, met | self._known(connection, ids))
 
     def run_pass(self) -> None:
@@ -335,65 +331,92 @@ class Sequencer:
             return head
         return Head(max(head.position, *(one.position for one in ticket.receipts)), now)
 
-    def _append_if_free(self, attestations: Sequence[Attestation]) -> list[Receipt] | None:
-        """Append at once, or None where another has the lock."""
+    def _append_directly(self, attestations: Sequence[Attestation]) -> list[Receipt] | None:
+        """Append, or join the next pass, in one way there and back; None where it takes a host."""
+        fresh = _unknown(attestations, {})
+        if not {one.context for one in fresh}.isdisjoint(self._inline_contexts):
+            return None
+        faults.point("append.before_commit")
         try:
-            return self._append_locked(attestations, are_new=True)
+            with self._database.autocommit() as connection:
+                head = append_or_drop(connection, fresh, self._inline_contexts)
+                faults.point("append.after_commit")
+                is_done = head < 0 or pass_if_free(connection, self._inline_contexts)
         except IntegrityError:
-            # An id is there: compare, as few appends have to.
-            return self._append_locked(attestations, are_new=False)
+            return None  # an id is there: compare, as few appends have to
+        if head == OTHERS_FIRST:
+            return None
+        if head == DROPPED:
+            return self._receipts_of_dropped(attestations)
+        if not is_done:
+            self.look_again()
+        positions = {one.id: head + n for n, one in enumerate(fresh, 1)}
+        return [Receipt(one.id, positions[one.id]) for one in attestations]
 
-    def _append_locked(
-        self, attestations: Sequence[Attestation], *, are_new: bool
-    ) -> list[Receipt] | None:
+    def _append_by_turns(self, attestations: Sequence[Attestation]) -> list[Receipt]:
+        while True:
+            try:
+                receipts = self._append_if_free(attestations)
+            except _TwinWaits:
+                self.run_pass()
+                continue
+            if receipts is None:
+                return self._receipts_of_dropped(attestations)
+            self.look_again()
+            return receipts
+
+    def _append_if_free(self, attestations: Sequence[Attestation]) -> list[Receipt] | None:
         with self._database.write() as connection:
             if not connection.execute(try_lock()).scalar_one():
+                self._drop_whole(connection, attestations)
                 return None
             faults.point("pass.after_lock")
             head, now = self._empty_inbox(connection)
-            receipts = self._sequence(connection, attestations, head, now, are_new=are_new)
+            receipts = self._sequence(connection, attestations, head, now)
             faults.point("append.before_commit")
         faults.point("append.after_commit")
         return receipts
 
-    def _append_behind_others(self, attestations: Sequence[Attestation]) -> list[Receipt]:
+    @staticmethod
+    def _drop_whole(connection: Connection, attestations: Sequence[Attestation]) -> None:
+        """Leave them in the inbox, to enter the log as a whole or not at all.
+
+        Where a twin of another append waits there nothing may lean on it: it may yet be refused.
+        What the log has by now, the pass compares.
+        """
+        fresh = _unknown(attestations, {})
+        if len(insert_into_inbox(connection, fresh, whole=True)) < len(fresh):
+            raise _TwinWaits
+
+    def _receipts_of_dropped(self, attestations: Sequence[Attestation]) -> list[Receipt]:
         """Join the pass after the one that runs: group commit, across threads and hosts."""
-        self._drop_whole(attestations)
         ids = [attestation.id for attestation in attestations]
         try:
             known = self._wait_for(ids)
         except LogBusy as error:
             raise PositionPending from error
-        # A twin was in flight, and the pass has set the whole of this append aside.
+        # Where a twin was in the log first, the pass has set the whole of this append aside.
         _unknown(attestations, known)
         return [Receipt(one, known[one].position) for one in ids]
 
     def _wait_for(self, ids: list[str]) -> dict[str, Any]:
         """Return the rows of what is in the inbox, once a pass has taken it out."""
-        while True:
-            # All who wait are let go together when the holder is done, and most find it done.
-            with self._database.autocommit() as connection:
-                connection.execute(wait_for_lock(), {"timeout": self._timeout})
-                known = self._known(connection, ids)
-                left = connection.execute(waiting_of(), {"ids": ids}).first()
-            if left is None:
-                return known if len(known) == len(ids) else self._known_now(ids)
-            self.look_again()
+        deadline = monotonic() + self._database.timeout_seconds
+        with self._database.autocommit() as connection:
+            while monotonic() < deadline:
+                # All who wait are let go together when a holder is done; most find it done.
+                known = known_after_pass(connection, ids, self._timeout)
+                if len(known) == len(set(ids)):
+                    return known
+                if not pass_if_free(connection, self._inline_contexts):
+                    self.look_again()
+                elif connection.execute(waiting_of(), {"ids": ids}).first() is None:
+                    return self._known(connection, ids)
+        raise LogBusy
 
     def _known_now(self, ids: list[str]) -> dict[str, Any]:
         with self._database.read() as connection:
             return self._known(connection, ids)
-
-    def _drop_whole(self, attestations: Sequence[Attestation]) -> None:
-        """Drop them, once no twin of another append waits: that one may yet be refused."""
-        while True:
-            try:
-                with self._database.write() as connection:
-                    self.drop(connection, attestations, whole=True)
-            except _TwinWaits:
-                self.run_pass()
-            else:
-                return
 
     def look_again(self) -> None:
         """Give positions to what came to the inbox while the lock was held, or leave it to others.
@@ -401,9 +424,11 @@ class Sequencer:
         Who found the lock taken has committed to the inbox and left. Where another has the lock by
         now, that one looks again in its turn.
         """
-        while not self._database.is_sqlite:
+        if self._database.is_sqlite:
+            return
+        while True:
             with self._database.autocommit() as connection:
-                if not connection.execute(any_waiting()).scalar_one():
+                if pass_if_free(connection, self._inline_contexts):
                     return
             with self._database.write() as connection:
                 if not connection.execute(try_lock()).scalar_one():
@@ -425,6 +450,10 @@ class Sequencer:
         if _unknown([said], found):
             return None
         return int(found[said.id].position)
+
+    @property
+    def _inline_contexts(self) -> list[str]:
+        return [] if self.inline is None else sorted(self.inline.contexts)
 
     @property
     def _timeout(self) -> str:
@@ -456,8 +485,7 @@ class Sequencer:
         refused: list[Attestation] = []
         while is_waiting:
             refused += set_aside(connection)
-            values = {"head": head.position, "now": now}
-            contexts = connection.execute(move(), values).scalars().all()
+            contexts = move(connection, head.position, now)
             head = Head(head.position + len(contexts), now)
             self._project_inline(connection, set(contexts), head.position)
             is_waiting = connection.execute(any_waiting()).scalar_one()
@@ -466,18 +494,16 @@ class Sequencer:
             head = Head(head.position + len(refused), now)
         return head, now
 
-    def _sequence(  # noqa: PLR0913 - a moment of the log, and what is asked of it
+    def _sequence(
         self,
         connection: Connection,
         attestations: Sequence[Attestation],
         head: Head,
         now: int,
         versions: Mapping[str, int] | None = None,
-        *,
-        are_new: bool = False,
     ) -> list[Receipt]:
         ids = [attestation.id for attestation in attestations]
-        known = {} if are_new else self._known(connection, ids)
+        known = self._known(connection, ids)
         fresh = _unknown(attestations, known)
         if fresh:
             numbers = numbered(fresh, versions or {})

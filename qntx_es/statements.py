@@ -14,6 +14,7 @@ from sqlalchemy import (
     Executable,
     Text,
     bindparam,
+    case,
     cast,
     exists,
     false,
@@ -32,10 +33,6 @@ from qntx_es.tables import epochs, inbox
 # A process stopped while it holds the lock is cut off by the server, and the next one goes on.
 IDLE_SECONDS_MAX = 5
 SQL_VARIABLES = 500
-# "qntx" in the upper half; the lower is the table's oid, so that databases with several schemas
-# have several locks.
-LOCK_SPACE = 0x716E7478 << 32
-
 SAID = ("id", "context", "entity", "actor", "slice", "depth", "schema_version", "caused_by")
 COLUMNS = (*SAID, "correlation_id", "tags", "payload")
 # What makes two statements the same.
@@ -139,22 +136,22 @@ def _known() -> Any:  # noqa: ANN401 - a SELECT
     return select(log.c.id, log.c.position, *(log.c[name] for name in BYTES))
 
 
-def _key() -> Any:  # noqa: ANN401 - an SQL expression
-    oid = cast(cast(literal(log.name), postgresql.REGCLASS), postgresql.OID)
-    return literal(LOCK_SPACE, BigInteger) + cast(oid, BigInteger)
-
-
 def _until_commit(setting: str, value: Any) -> Any:  # noqa: ANN401 - an SQL expression
     return func.set_config(setting, value, literal(True))  # noqa: FBT003 - SQL's argument
 
 
 @cache
 def lock() -> Executable:
-    """Take the lock of the log until the transaction ends, waiting at most `timeout`."""
+    """Take the lock of the log until the transaction ends, waiting at most `timeout`.
+
+    Whoever gives positions also holds the door, at which those wait who only want to know when he
+    is done: they are never in the way of the next one.
+    """
     return select(
         _until_commit("lock_timeout", bindparam("timeout")),
         _until_commit("idle_in_transaction_session_timeout", f"{IDLE_SECONDS_MAX}s"),
-        func.pg_advisory_xact_lock(_key()),
+        func.pg_advisory_xact_lock(func.qntx_lock()),
+        func.pg_advisory_xact_lock(func.qntx_door()),
     )
 
 
@@ -162,18 +159,44 @@ def lock() -> Executable:
 def try_lock() -> Executable:
     """Take the lock of the log if nobody has it, and tell."""
     return select(
-        func.pg_try_advisory_xact_lock(_key()),
+        case(
+            (
+                func.pg_try_advisory_xact_lock(func.qntx_lock()),
+                cast(func.pg_advisory_xact_lock(func.qntx_door()), Text).is_not(None),
+            ),
+            else_=false(),
+        ),
         _until_commit("idle_in_transaction_session_timeout", f"{IDLE_SECONDS_MAX}s"),
     )
 
 
-@cache
-def wait_for_lock() -> Executable:
-    """Wait until nobody holds the lock, and hold it no longer than this statement."""
-    return select(
-        _until_commit("lock_timeout", bindparam("timeout")),
-        func.pg_advisory_xact_lock_shared(_key()),
-    )
+_APPEND = f"SELECT qntx_append(%b::text[], {ARRAYS})"
+# What it answers instead of the head it found.
+DROPPED, OTHERS_FIRST = -1, -2
+
+
+def append_or_drop(
+    connection: Connection, fresh: Sequence[Attestation], inline: Sequence[str]
+) -> int:
+    """Append behind the head that is returned, or drop into the inbox: `DROPPED`.
+
+    `OTHERS_FIRST`, and nothing is done, where a host must make a pass first: something is to be set
+    aside, or is in one of the `inline` contexts.
+    """
+    arrays = [list(values) for values in zip(*map(values_of, fresh), strict=True)]
+    return int(connection.exec_driver_sql(_APPEND, (list(inline), *arrays)).scalar_one())
+
+
+def pass_if_free(connection: Connection, inline: Sequence[str]) -> bool:
+    """Move what waits, or leave it to whoever has the lock; False where a host must do it."""
+    asked = connection.exec_driver_sql("SELECT qntx_pass(%b::text[])", (list(inline),))
+    return bool(asked.scalar_one())
+
+
+def known_after_pass(connection: Connection, ids: list[str], timeout: str) -> dict[str, Any]:
+    """Wait at the door until whoever holds the lock is done; return what the log holds of `ids`."""
+    asked = "SELECT * FROM qntx_await(%b::text[], %b)"
+    return {row.id: row for row in connection.exec_driver_sql(asked, (ids, timeout))}
 
 
 @cache

@@ -348,13 +348,13 @@ def test_a_decision_behind_a_lock_held_too_long_is_refused(hasty: Opened) -> Non
 
 
 def test_who_lets_go_looks_again(pg: Opened) -> None:
-    """What was dropped while an append held the lock is numbered by that append itself."""
+    """What came to the inbox before an append let go of the lock is numbered by that append."""
 
     def drop() -> None:
         with pg.database.write() as connection:
             pg.sequencer.drop(connection, [said("meanwhile")])
 
-    with faults.planned({"append.before_commit": drop}):
+    with faults.planned({"append.after_commit": drop}):
         pg.log.append(said("holder"))
 
     assert pg.entities() == ["holder", "meanwhile"]

@@ -150,6 +150,140 @@ GUARDS_POSTGRESQL = (
     "ALTER TABLE qntx_attestations ENABLE ALWAYS TRIGGER qntx_attestations_continue",
 )
 
+# An append, a pass and a wait, each in one way there and back. In PL/pgSQL every statement has a
+# snapshot of its own, so the head is read behind the lock, as it must be.
+#
+# `qntx_move` is the one statement from inbox to log, so exactly once. Whole transactions, ordered
+# by each one's *last* number: by number alone they interleave, by their first an effect precedes
+# its cause, since who has read a commit draws later numbers. It ends before a transaction with an
+# id that the log has by now: that one the host sets aside first. `qntx_take_in` moves all that
+# waits, or answers false where a host must do it: to set something aside, or to project inline.
+APPENDING_POSTGRESQL = (
+    """
+    CREATE FUNCTION qntx_lock() RETURNS bigint LANGUAGE sql STABLE
+    SET search_path FROM CURRENT AS $$
+      SELECT (x'716E7478'::bigint << 32) + 'qntx_attestations'::regclass::oid::bigint
+    $$
+    """,
+    """
+    CREATE FUNCTION qntx_door() RETURNS bigint LANGUAGE sql STABLE
+    SET search_path FROM CURRENT AS $$
+      SELECT (x'716E7479'::bigint << 32) + 'qntx_attestations'::regclass::oid::bigint
+    $$
+    """,
+    """
+    CREATE FUNCTION qntx_move(head bigint, recorded bigint) RETURNS SETOF text
+    LANGUAGE sql SET search_path FROM CURRENT AS $$
+      WITH waiting AS (
+        SELECT inbox.tx, max(inbox.number) AS last, count(*) AS size,
+          bool_or(EXISTS (SELECT FROM qntx_attestations AS said WHERE said.id = inbox.id)) AS twin
+        FROM qntx_inbox AS inbox GROUP BY inbox.tx
+      ), counted AS (
+        SELECT tx, last, sum(size) OVER (ORDER BY last) - size AS before,
+          bool_or(twin) OVER (ORDER BY last) AS is_behind_twin
+        FROM waiting
+      ), moved AS (
+        DELETE FROM qntx_inbox AS inbox USING counted
+        WHERE inbox.tx = counted.tx AND counted.before < 10000 AND NOT counted.is_behind_twin
+        RETURNING counted.last, inbox.*
+      )
+      INSERT INTO qntx_attestations (position, recorded_at, id, context, entity, actor, slice,
+        depth, schema_version, caused_by, correlation_id, tags, payload)
+      SELECT head + row_number() OVER (ORDER BY last, number), recorded, id, context, entity, actor,
+        slice, depth, schema_version, caused_by, correlation_id, tags, payload
+      FROM moved
+      RETURNING context
+    $$
+    """,
+    """
+    CREATE FUNCTION qntx_take_in(inline text[]) RETURNS boolean
+    LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+    DECLARE
+      head bigint; before bigint; clock bigint;
+    BEGIN
+      WHILE EXISTS (SELECT FROM qntx_inbox) LOOP
+        IF EXISTS (SELECT FROM qntx_inbox AS waits WHERE waits.context = ANY(inline)
+             OR EXISTS (SELECT FROM qntx_attestations AS said WHERE said.id = waits.id)) THEN
+          RETURN false;
+        END IF;
+        SELECT position, recorded_at INTO head, before
+        FROM qntx_attestations ORDER BY position DESC LIMIT 1;
+        clock := floor(extract(epoch FROM clock_timestamp()) * 1000000);
+        PERFORM qntx_move(coalesce(head, 0), greatest(clock, before));
+      END LOOP;
+      RETURN true;
+    END $$
+    """,
+    """
+    CREATE FUNCTION qntx_pass(inline text[]) RETURNS boolean
+    LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+    BEGIN
+      IF NOT EXISTS (SELECT FROM qntx_inbox) OR NOT pg_try_advisory_xact_lock(qntx_lock()) THEN
+        RETURN true;
+      END IF;
+      PERFORM pg_advisory_xact_lock(qntx_door());
+      RETURN qntx_take_in(inline);
+    END $$
+    """,
+    """
+    CREATE FUNCTION qntx_append(
+      inline text[],
+      ids text[], contexts text[], entities text[], actors text[], slices int[], depths int[],
+      schema_versions int[], causes text[], correlation_ids text[], tags text[], payloads text[]
+    ) RETURNS bigint LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+    DECLARE
+      head bigint; before bigint; clock bigint; dropped int;
+    BEGIN
+      IF NOT pg_try_advisory_xact_lock(qntx_lock()) THEN
+        INSERT INTO qntx_inbox (whole, id, context, entity, actor, slice, depth, schema_version,
+          caused_by, correlation_id, tags, payload)
+        SELECT true, said.id, said.context, said.entity, said.actor, said.slice, said.depth,
+          said.schema_version, said.caused_by, said.correlation_id, said.tags, said.payload
+        FROM unnest(ids, contexts, entities, actors, slices, depths, schema_versions, causes,
+          correlation_ids, tags, payloads) WITH ORDINALITY AS said(id, context, entity, actor,
+          slice, depth, schema_version, caused_by, correlation_id, tags, payload, ordinal)
+        ORDER BY said.ordinal
+        ON CONFLICT (id) DO NOTHING;
+        GET DIAGNOSTICS dropped = ROW_COUNT;
+        IF dropped < cardinality(ids) THEN
+          RAISE unique_violation USING MESSAGE = 'an id waits in qntx_inbox already';
+        END IF;
+        RETURN -1;
+      END IF;
+      PERFORM pg_advisory_xact_lock(qntx_door());
+      IF NOT qntx_take_in(inline) THEN
+        RETURN -2;
+      END IF;
+      SELECT position, recorded_at INTO head, before
+      FROM qntx_attestations ORDER BY position DESC LIMIT 1;
+      clock := floor(extract(epoch FROM clock_timestamp()) * 1000000);
+      INSERT INTO qntx_attestations (position, recorded_at, id, context, entity, actor, slice,
+        depth, schema_version, caused_by, correlation_id, tags, payload)
+      SELECT coalesce(head, 0) + said.ordinal, greatest(clock, before), said.id, said.context,
+        said.entity, said.actor, said.slice, said.depth, said.schema_version, said.caused_by,
+        said.correlation_id, said.tags, said.payload
+      FROM unnest(ids, contexts, entities, actors, slices, depths, schema_versions, causes,
+        correlation_ids, tags, payloads) WITH ORDINALITY AS said(id, context, entity, actor,
+        slice, depth, schema_version, caused_by, correlation_id, tags, payload, ordinal);
+      RETURN coalesce(head, 0);
+    END $$
+    """,
+    """
+    CREATE FUNCTION qntx_await(wanted text[], patience text)
+    RETURNS TABLE (id text, "position" bigint, context text, actor text, entity text,
+      schema_version int, payload text, tags text)
+    LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+    #variable_conflict use_column
+    BEGIN
+      PERFORM set_config('lock_timeout', patience, true);
+      PERFORM pg_advisory_xact_lock_shared(qntx_door());
+      RETURN QUERY
+      SELECT id, position, context, actor, entity, schema_version, payload, tags
+      FROM qntx_attestations WHERE id = ANY(wanted);
+    END $$
+    """,
+)
+
 
 def upgrade() -> None:
     """Make every table of the first version, and the log's guards."""
@@ -158,7 +292,7 @@ def upgrade() -> None:
     if not is_sqlite:
         create_inbox()
     create_projectors()
-    for statement in GUARDS_SQLITE if is_sqlite else GUARDS_POSTGRESQL:
+    for statement in GUARDS_SQLITE if is_sqlite else (*GUARDS_POSTGRESQL, *APPENDING_POSTGRESQL):
         op.execute(sa.text(statement))
 
 
