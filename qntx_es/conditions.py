@@ -5,7 +5,7 @@ so the long way from there to the head is searched without any lock, and only th
 that came meanwhile are searched under it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, func, select
@@ -58,6 +58,16 @@ class Condition:
                     f"`{entity}` is at version {version} (position {position}), not {expected}",
                     position,
                 )
+
+    def numbers_of(self, fresh: Iterable[Attestation]) -> dict[str, int]:
+        """Return, by id, the versions of those whose entity has one, from the next one on."""
+        newest = dict(self.versions)
+        numbers = {}
+        for one in fresh:
+            if one.entity in newest:
+                newest[one.entity] += 1
+                numbers[one.id] = newest[one.entity]
+        return numbers
 
 
 def condition_of(

@@ -57,7 +57,6 @@ from qntx_es.statements import (
     known_of_list,
     last,
     lock,
-    numbered,
     pass_if_free,
     probe,
     standing,
@@ -208,16 +207,23 @@ class Sequencer:
                 self.drop(connection, attestations)
         return [Receipt(one.id, find=partial(self._find, one)) for one in attestations]
 
-    def decide(self, choose: Callable[[Turn], Iterable[Attestation]]) -> list[Receipt]:
+    def decide(
+        self,
+        choose: Callable[[Turn], Iterable[Attestation]],
+        *,
+        numbers: Mapping[str, int] | None = None,
+    ) -> list[Receipt]:
         """Append what `choose` returns, decided at the head while nobody else can append.
 
-        An exception of `choose` undoes the turn and is the caller's. Raises as `append` does.
+        `numbers` are the entity versions to give, by attestation id; one that is taken is refused
+        by the database. An exception of `choose` undoes the turn and is the caller's. Raises as
+        `append` does.
         """
         with self._locked() as (connection, head, now):
             chosen = list(choose(Turn(connection, head.position, now)))
             if len(chosen) > APPEND_MAX:
                 raise TooMany
-            receipts = self._sequence(connection, chosen, head, now)
+            receipts = self._sequence(connection, chosen, head, now, numbers)
             faults.point("append.before_commit")
         faults.point("append.after_commit")
         return receipts
@@ -237,7 +243,8 @@ class Sequencer:
         with self._locked() as (connection, head, now):
             condition.check(connection, seen, head.position)
             condition.check_versions(connection)
-            receipts = self._sequence(connection, attestations, head, now, condition.versions)
+            numbers = condition.numbers_of(_unknown(attestations, known))
+            receipts = self._sequence(connection, attestations, head, now, numbers)
             faults.point("append.before_commit")
         faults.point("append.after_commit")
         return receipts
@@ -500,14 +507,14 @@ class Sequencer:
         attestations: Sequence[Attestation],
         head: Head,
         now: int,
-        versions: Mapping[str, int] | None = None,
+        numbers: Mapping[str, int] | None = None,
     ) -> list[Receipt]:
         ids = [attestation.id for attestation in attestations]
         known = self._known(connection, ids)
         fresh = _unknown(attestations, known)
         if fresh:
-            numbers = numbered(fresh, versions or {})
-            insert_into_log(connection, fresh, numbers, head.position, now)
+            given = [(numbers or {}).get(one.id) for one in fresh]
+            insert_into_log(connection, fresh, given, head.position, now)
             last = head.position + len(fresh)
             self._project_inline(connection, {one.context for one in fresh}, last)
         positions = {one.id: head.position + n for n, one in enumerate(fresh, 1)}

@@ -4,7 +4,7 @@ Statements are composed once: composing one of this size costs more than running
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -78,19 +78,6 @@ _INSERT_POSTGRESQL = (
     "SELECT %b::bigint + ordinal, %b::bigint, (%b::int[])[ordinal], "
     f"{', '.join(COLUMNS)} FROM {UNNEST}"
 )
-
-
-def numbered(fresh: Sequence[Attestation], versions: Mapping[str, int]) -> list[int | None]:
-    """Return the numbers of those whose entity has an expected version, from the next one on."""
-    if not versions:
-        return [None] * len(fresh)
-    newest = dict(versions)
-    numbers: list[int | None] = []
-    for one in fresh:
-        if one.entity in newest:
-            newest[one.entity] += 1
-        numbers.append(newest.get(one.entity))
-    return numbers
 
 
 def insert_into_log(
