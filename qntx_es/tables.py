@@ -13,6 +13,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     SmallInteger,
     Table,
@@ -153,4 +154,25 @@ rebuilds = Table(
     Column("target", BigInteger, nullable=False),
     Column("started_at", BigInteger, nullable=False),
     Column("looked_at", BigInteger, nullable=False),
+)
+
+# How far a recorder of an eventsourcing application has followed another application.
+tracking = Table(
+    "qntx_tracking",
+    metadata,
+    Column("recorder", Words, primary_key=True),
+    Column("application", Words, primary_key=True),
+    Column("position", BigInteger, nullable=False),
+)
+
+# What such an application keeps to be faster, and could compute again: never in the log.
+snapshots = Table(
+    "qntx_snapshots",
+    metadata,
+    Column("recorder", Words, primary_key=True),
+    Column("purpose", Words, primary_key=True),
+    Column("entity", Words, primary_key=True),
+    Column("entity_version", BigInteger, primary_key=True, autoincrement=False),
+    Column("context", Words, nullable=False),
+    Column("state", LargeBinary, nullable=False),
 )

@@ -292,6 +292,7 @@ def upgrade() -> None:
     if not is_sqlite:
         create_inbox()
     create_projectors()
+    create_recorders()
     for statement in GUARDS_SQLITE if is_sqlite else (*GUARDS_POSTGRESQL, *APPENDING_POSTGRESQL):
         op.execute(sa.text(statement))
 
@@ -400,4 +401,23 @@ def create_projectors() -> None:
         sa.Column("target", sa.BigInteger, nullable=False),
         sa.Column("started_at", sa.BigInteger, nullable=False),
         sa.Column("looked_at", sa.BigInteger, nullable=False),
+    )
+
+
+def create_recorders() -> None:
+    """Make what the recorders of eventsourcing applications keep beside the log."""
+    op.create_table(
+        "qntx_tracking",
+        sa.Column("recorder", WORDS, primary_key=True),
+        sa.Column("application", WORDS, primary_key=True),
+        sa.Column("position", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "qntx_snapshots",
+        sa.Column("recorder", WORDS, primary_key=True),
+        sa.Column("purpose", WORDS, primary_key=True),
+        sa.Column("entity", WORDS, primary_key=True),
+        sa.Column("entity_version", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("context", WORDS, nullable=False),
+        sa.Column("state", sa.LargeBinary, nullable=False),
     )
