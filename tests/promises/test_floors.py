@@ -51,7 +51,7 @@ def test_a_domain_can_be_deleted(copy: Path) -> None:
         pytest.param("floors", "qntx_es/errors.py", "import qntx_es.faults", id="sideways"),
         pytest.param("floors", "qntx_es/unheard_of.py", "", id="on no floor"),
         ("framework-first", "qntx_es/log.py", "import domains.code"),
-        ("one-file-for-eventsourcing", "qntx_es/log.py", "import eventsourcing.persistence"),
+        ("one-folder-for-eventsourcing", "qntx_es/log.py", "import eventsourcing.persistence"),
         ("one-folder-for-grpc", "qntx_es/log.py", "from grpc import Channel"),
         ("domains-apart", "domains/code/__init__.py", "import domains.other"),
         ("public-door", "domains/code/__init__.py", "from qntx_es import log"),
