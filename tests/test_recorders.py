@@ -28,6 +28,7 @@ from eventsourcing.persistence import (
     ProgrammingError,
     StoredEvent,
     Tracking,
+    TranscodingNotRegisteredError,
 )
 from eventsourcing.projection import Projection, ProjectionRunner
 from eventsourcing.utils import Environment, get_topic
@@ -243,6 +244,15 @@ def test_any_json_comes_back(fields: dict[str, Any]) -> None:
     assert transcoder.decode(state) == fields or fields != fields  # noqa: PLR0124 - NaN
 
 
+def test_keys_of_several_kinds_are_written_as_the_library_does() -> None:
+    """What cannot be sorted is written in its own order, and what is no JSON is refused."""
+    transcoder = CanonicalTranscoder()
+
+    assert transcoder.encode({"b": 2, 1: "a"}) == b'{"b":2,"1":"a"}'
+    with pytest.raises(TranscodingNotRegisteredError):
+        transcoder.encode({"a": object()})
+
+
 # One log for all.
 
 
@@ -397,6 +407,16 @@ def test_what_the_log_cannot_hold_is_refused_by_name(
         recorder.insert_events([stored(7), stored(**refused)])
 
     assert recorder.max_notification_id() is None
+
+
+def test_tags_are_kept_in_their_order_and_once(factory: Factory) -> None:
+    """Queries cannot tell how often a tag was given, so neither does the log."""
+    recorder = factory.dcb_recorder()
+    recorder.append([DCBEvent("t", b"", ["b", "a", "b"])])
+
+    (found,) = recorder.read(DCBQuery([DCBQueryItem(tags=["a", "b"])]))
+
+    assert found.event.tags == ["b", "a"]
 
 
 @pytest.mark.parametrize("tags", [[""], [str(n) for n in range(33)]], ids=["empty", "many"])

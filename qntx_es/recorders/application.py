@@ -18,7 +18,7 @@ from eventsourcing.persistence import (
     Subscription,
     Tracking,
 )
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import ColumnElement, Connection, select
 
 from qntx_es.attestation import Attestation
 from qntx_es.log import head_of
@@ -94,10 +94,9 @@ class LogApplicationRecorder(ApplicationRecorder):
 
     def max_notification_id(self) -> int | None:
         """Return the position of this application's newest, or None."""
-        newest = select(func.max(log.c.position)).where(*self._own())
+        newest = select(log.c.position).where(*self._own()).order_by(log.c.position.desc())
         with library_errors(), self.desk.database.read() as connection:
-            found: int | None = connection.execute(newest).scalar_one()
-        return found
+            return connection.execute(newest.limit(1)).scalar_one_or_none()
 
     def subscribe(
         self, gt: int | None = None, topics: Sequence[str] = ()

@@ -20,7 +20,15 @@ from eventsourcing.dcb.api import (
     DCBSubscription,
 )
 from eventsourcing.persistence import ProgrammingError
-from sqlalchemy import Connection, Select, exists, select, union_all
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    Select,
+    exists,
+    select,
+    union_all,
+)
 
 from qntx_es.attestation import Attestation
 from qntx_es.errors import AppendConditionFailed, LogRegression
@@ -38,7 +46,7 @@ ALL = DCBQuery()
 
 
 class LogDCBRecorder(DCBRecorder):
-    """Records the decisions of one application in the log."""
+    """Records the decisions of one application in the log. A tag given twice is kept once."""
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
@@ -137,18 +145,19 @@ class LogDCBRecorder(DCBRecorder):
     def _select(
         self, connection: Connection, query: DCBQuery, after: int, head: int, limit: int
     ) -> list[DCBSequencedEvent]:
-        position = log.c.position
-        asked = select(position, log.c.context, log.c.payload, log.c.tags).where(
-            position > after,
-            position <= head,
-            log.c.actor == self.desk.actor,
-            log.c.entity_version.is_(None),
-        )
-        if all(item.types or item.tags for item in query.items) and query.items:
-            # A search for each item and not one OR, for which PostgreSQL would read all.
-            searches = [_positions(item, after, head) for item in query.items]
-            asked = asked.where(position.in_(union_all(*searches)))
-        rows: Sequence[Any] = connection.execute(asked.order_by(position).limit(limit)).all()
+        asked = select(log.c.position, log.c.context, log.c.payload, log.c.tags)
+        if query.items and all(item.types or item.tags for item in query.items):
+            # A search for each and not one OR, for which PostgreSQL would read the whole log.
+            # Each in the order of its index, and no further than needed.
+            found = [
+                select(search.order_by("position").limit(limit).subquery().c.position)
+                for item in query.items
+                for search in _searches(item, after, head, self.desk.actor)
+            ]
+            asked = asked.where(log.c.position.in_(union_all(*found)))
+        else:
+            asked = asked.where(*_own(log, log.c.position, after, head, self.desk.actor))
+        rows: Sequence[Any] = connection.execute(asked.order_by(log.c.position).limit(limit)).all()
         return [_decision(row) for row in rows]
 
 
@@ -188,25 +197,31 @@ class LogDCBSubscription(DCBSubscription[LogDCBRecorder]):
         self._following.stop()
 
 
-def _positions(item: DCBQueryItem, after: int, head: int) -> Select[Any]:
+def _searches(item: DCBQueryItem, after: int, head: int, actor: str) -> Iterator[Select[Any]]:
     """Select the positions of what is of any of the item's types and has all of its tags."""
+    said = log.alias()
     if not item.tags:
-        of_types = select(log.c.position).where(log.c.context.in_(item.types))
-        return of_types.where(log.c.position > after, log.c.position <= head)
+        for context in item.types:
+            own = _own(said, said.c.position, after, head, actor)
+            yield select(said.c.position).where(said.c.context == context, *own)
+        return
     first, *others = (tags.alias() for _ in item.tags)
-    found = select(first.c.position).where(
-        first.c.tag == item.tags[0], first.c.position > after, first.c.position <= head
+    found = (
+        select(first.c.position)
+        .join(said, said.c.position == first.c.position)
+        .where(first.c.tag == item.tags[0], *_own(said, first.c.position, after, head, actor))
     )
     for tag, other in zip(item.tags[1:], others, strict=True):
-        has_tag = select(other.c.tag).where(
-            other.c.tag == tag, other.c.position == first.c.position
-        )
-        found = found.where(exists(has_tag))
-    if item.types:
-        said = log.alias()
-        found = found.join(said, said.c.position == first.c.position)
-        found = found.where(said.c.context.in_(item.types))
-    return found
+        has_tag = select(other.c.tag).where(other.c.tag == tag)
+        found = found.where(exists(has_tag.where(other.c.position == first.c.position)))
+    yield found.where(said.c.context.in_(item.types)) if item.types else found
+
+
+def _own(
+    said: FromClause, position: ColumnElement[int], after: int, head: int, actor: str
+) -> tuple[ColumnElement[bool], ...]:
+    has_no_version = said.c.entity_version.is_(None)
+    return position > after, position <= head, said.c.actor == actor, has_no_version
 
 
 def _decision(row: Any) -> DCBSequencedEvent:  # noqa: ANN401 - a row of the log

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from eventsourcing import persistence
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from qntx_es.errors import (
     AppendConditionFailed,
@@ -19,6 +19,7 @@ from qntx_es.errors import (
     TooMany,
 )
 
+FIRST = "somebody was first, and nothing was recorded: read again and decide anew"
 _CONFLICTS = (AppendConditionFailed, ConflictingAttestation, LogRegression)
 _REFUSED = (InvalidAttestation, TooMany)
 
@@ -28,6 +29,8 @@ def library_errors() -> Iterator[None]:
     """Raise what goes wrong in the block as one of the library's persistence errors."""
     try:
         yield
+    except IntegrityError as error:
+        raise persistence.IntegrityError(f"{FIRST} ({error.orig})") from error
     except DBAPIError as error:
         # Both follow PEP 249, so the classes have the same names.
         named = getattr(persistence, type(error).__name__, persistence.DatabaseError)

@@ -90,21 +90,22 @@ class JSONMapper(DCBMapper[Decision]):
     """Maps decisions to JSON that domains can read: `MAPPER_TOPIC=qntx_es.recorders:JSONMapper`.
 
     A decision is made again by calling its class with its fields, so a dataclass or a struct
-    will do. Values may be JSON's own, UUID, Decimal and datetime.
+    will do. Values may be JSON's own, UUID, Decimal and datetime, and what a subclass registers
+    with its `transcoder`.
     """
 
     def __init__(self) -> None:
-        self._transcoder = CanonicalTranscoder()
+        self.transcoder = CanonicalTranscoder()
         for transcoding in (UUIDAsHex(), DecimalAsStr(), DatetimeAsISO()):
-            self._transcoder.register(transcoding)
+            self.transcoder.register(transcoding)
 
     def to_dcb_event(self, event: Tagged[Decision]) -> DCBEvent:
         """Write the fields of a decision."""
         fields = event.decision.as_dict()
         topic = get_topic(type(event.decision))
-        return DCBEvent(type=topic, data=self._transcoder.encode(fields), tags=event.tags)
+        return DCBEvent(type=topic, data=self.transcoder.encode(fields), tags=event.tags)
 
     def to_domain_event(self, event: DCBEvent) -> Tagged[Decision]:
         """Make the decision again."""
-        made = resolve_topic(event.type)(**self._transcoder.decode(event.data))
+        made = resolve_topic(event.type)(**self.transcoder.decode(event.data))
         return Tagged(tags=event.tags, decision=made)
