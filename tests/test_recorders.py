@@ -23,6 +23,7 @@ from eventsourcing.persistence import (
     InfrastructureFactory,
     InfrastructureFactoryError,
     IntegrityError,
+    JSONTranscoder,
     OperationalError,
     PersistenceError,
     ProgrammingError,
@@ -34,7 +35,7 @@ from eventsourcing.projection import Projection, ProjectionRunner
 from eventsourcing.utils import Environment, get_topic
 from hypothesis import example, given
 from hypothesis import strategies as st
-from sqlalchemy import Column, Integer, String
+from sqlalchemy import Column, Integer, String, text
 
 from qntx_es import Attestation, Domain, Host, Payload, Recorded, Rows
 from qntx_es.attestation import PAYLOAD_BYTES_MAX, canonical
@@ -244,6 +245,18 @@ def test_any_json_comes_back(fields: dict[str, Any]) -> None:
     assert transcoder.decode(state) == fields or fields != fields  # noqa: PLR0124 - NaN
 
 
+def test_a_transcoder_of_the_user_s_own_is_used(env: dict[str, str]) -> None:
+    """What it writes is kept as it is, canonical or not."""
+    dog = Dog("Fido")
+    with Kennel(env | {"TRANSCODER_TOPIC": get_topic(JSONTranscoder)}) as kennel:
+        assert type(kennel.mapper.transcoder) is JSONTranscoder
+        kennel.save(dog)
+
+        (notification,) = kennel.recorder.select_notifications(1, 1)
+        assert notification.state.startswith(b'{"timestamp":')
+        assert kennel.repository.get(dog.id) == dog
+
+
 def test_keys_of_several_kinds_are_written_as_the_library_does() -> None:
     """What cannot be sorted is written in its own order, and what is no JSON is refused."""
     transcoder = CanonicalTranscoder()
@@ -424,6 +437,22 @@ def test_tags_that_the_log_cannot_hold_are_refused(factory: Factory, tags: list[
     """Names have limits, and so has their number."""
     with pytest.raises(DataError):
         factory.dcb_recorder().append([DCBEvent("t", b"", tags)])
+
+
+def test_an_empty_append_is_refused(factory: Factory) -> None:
+    """It has no position to give back."""
+    with pytest.raises(ProgrammingError, match="at least one"):
+        factory.dcb_recorder().append([])
+
+
+def test_errors_of_the_database_are_the_library_s(factory: Factory) -> None:
+    """Whatever a driver raises, the library's own class is what an application sees."""
+    recorder = factory.aggregate_recorder()
+    with factory.desk.database.write() as connection:
+        connection.execute(text("DROP TABLE qntx_snapshots"))
+
+    with pytest.raises((OperationalError, ProgrammingError), match="qntx_snapshots"):
+        recorder.select_events("a")
 
 
 def test_a_missing_database_is_an_operational_error(url: str, env: dict[str, str]) -> None:

@@ -106,7 +106,7 @@ class Factory(
         return database
 
     def _make_tables(self, database: Database) -> None:
-        if strtobool(self.env.get(self.CREATE_TABLE, "yes")):
+        if strtobool(self.env.get(self.CREATE_TABLE) or "yes"):
             database.create()
             if database.revision() is None:
                 database.upgrade()
