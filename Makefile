@@ -52,6 +52,8 @@ docs: $(STAMP)
 demo: $(STAMP)
 	@mkdir -p .demo
 	$(BIN)/qntx-es --database sqlite:///.demo/qntx.db demo $(REPO)
+	@echo; echo "Decisions in eventsourcing, on the same kind of log (examples/budget.py):"
+	@$(BIN)/python examples/budget.py
 
 # The virtual environment stays; `rm -rf .venv` if that is what you want.
 clean:

@@ -4,17 +4,25 @@ Finance knows nothing of the code domain: it reads `repository_analyzed` and `co
 whoever says so, values each repository with a published model, and states the value.
 """
 
-from .payloads import CommitRecorded, RepositoryAnalyzed, RepositoryValued
+from .payloads import (
+    BudgetGranted,
+    CommitRecorded,
+    RepositoryAnalyzed,
+    RepositoryValued,
+    ValuationApproved,
+)
 from .projections import state_value
 from .read_model import finance
 from .valuation import MODEL, Valuation, value
 
 __all__ = [
     "MODEL",
+    "BudgetGranted",
     "CommitRecorded",
     "RepositoryAnalyzed",
     "RepositoryValued",
     "Valuation",
+    "ValuationApproved",
     "finance",
     "state_value",
     "value",

@@ -1,7 +1,7 @@
 """What finance reads of others, and what it says itself.
 
-The first two are statements of another domain, declared again with the fields that finance needs:
-it depends on what is said, and not on who says it.
+All but the last are statements of others, declared again with the fields that finance needs: it
+depends on what is said, and not on who says it.
 """
 
 from datetime import UTC, datetime
@@ -39,6 +39,18 @@ class RepositoryAnalyzed(Payload, context="repository_analyzed"):
 
     loc: Count
     complexity: Annotated[float, Field(ge=0, le=COMPLEXITY_MAX, allow_inf_nan=False)]
+
+
+class BudgetGranted(Payload, context="budget_granted"):
+    """A team may approve so much more, in units of its own."""
+
+    amount: Count
+
+
+class ValuationApproved(Payload, context="valuation_approved"):
+    """A team has approved so much of its budget."""
+
+    amount: Count
 
 
 class RepositoryValued(Payload, context="repository_valued"):

@@ -5,8 +5,14 @@ from dataclasses import asdict
 
 from qntx_es import Attestation, ReadRows, Recorded, Rows
 
-from .payloads import CommitRecorded, RepositoryAnalyzed, RepositoryValued
-from .read_model import commits, finance, valuations
+from .payloads import (
+    BudgetGranted,
+    CommitRecorded,
+    RepositoryAnalyzed,
+    RepositoryValued,
+    ValuationApproved,
+)
+from .read_model import budgets, commits, finance, valuations
 from .valuation import MODEL, value
 
 
@@ -45,6 +51,18 @@ def keep(analyzed: Recorded[RepositoryAnalyzed], rows: Rows) -> None:
         position=analyzed.position,
         **asdict(value(said.loc)),
     )
+
+
+@finance.project(BudgetGranted)
+def grant(granted: Recorded[BudgetGranted], rows: Rows) -> None:
+    """Add to what a team may approve."""
+    rows.add(budgets, granted.entity, granted=granted.payload.amount)
+
+
+@finance.project(ValuationApproved)
+def approve(approved: Recorded[ValuationApproved], rows: Rows) -> None:
+    """Add to what a team has approved."""
+    rows.add(budgets, approved.entity, approved=approved.payload.amount, approvals=1)
 
 
 @finance.derive(RepositoryAnalyzed)

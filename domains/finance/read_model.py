@@ -27,3 +27,12 @@ commits = finance.table(
     Column("repository", String, primary_key=True),
     Column("sha", String, primary_key=True),
 )
+
+# What a team was granted, and what it has approved of that, whoever keeps them from overspending.
+budgets = finance.table(
+    "budgets",
+    Column("team", String, primary_key=True),
+    Column("granted", BigInteger, nullable=False, default=0),
+    Column("approved", BigInteger, nullable=False, default=0),
+    Column("approvals", BigInteger, nullable=False, default=0),
+)

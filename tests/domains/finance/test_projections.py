@@ -1,15 +1,17 @@
 """Finance values what others state, whoever they are, and each statement once."""
 
+import importlib
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
 from domains.finance import MODEL, finance, value
-from domains.finance.read_model import valuations
+from domains.finance.read_model import budgets, valuations
 from qntx_es import Attestation, Ax, Host
 
 QNTX = "github.com/teranos/QNTX"
@@ -106,3 +108,34 @@ def test_a_rebuild_gives_the_same_rows_and_says_nothing(host: Host) -> None:
     host.catch_up()
     assert rows(host) == before
     assert host.ax(Ax(contexts=("repository_valued",))) == said
+
+
+def test_a_budget_is_what_was_granted_and_approved_of_it(host: Host) -> None:
+    """Grants and approvals of a team add up, and those of another team are its own."""
+    state(host, "budget_granted", {"amount": 100}, {"amount": 50}, entity="team:search")
+    state(host, "valuation_approved", {"valuation": "a", "amount": 70}, entity="team:search")
+    state(host, "budget_granted", {"amount": 1}, entity="team:other")
+
+    with host.database.read() as connection:
+        found = connection.execute(select(budgets).order_by(budgets.c.team)).all()
+    assert [tuple(one) for one in found] == [("team:other", 1, 0, 0), ("team:search", 150, 70, 1)]
+
+
+def test_finance_reads_what_an_application_of_eventsourcing_decides(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The budget example's decisions are in finance's table, as any other statement would be."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "examples"))
+    example = importlib.import_module("budget")
+    with closing(Host(url)) as empty:
+        empty.upgrade()
+    example.run(url)
+
+    with closing(Host(url, domains=[finance])) as host:
+        host.catch_up()
+        with host.database.read() as connection:
+            (found,) = connection.execute(select(budgets)).all()
+        approved = host.ax(contexts="valuation_approved")
+    assert found.granted == example.BUDGET >= found.approved > 0
+    assert found.approved == sum(one.payload["amount"] for one in approved)
+    assert found.approvals == len(approved)
