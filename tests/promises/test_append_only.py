@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from qntx_es import Attestation
+from qntx_es import Attestation, Ax
 from qntx_es.database import Database
 from qntx_es.log import Log
 from qntx_es.sequencer import Sequencer
@@ -42,7 +42,7 @@ INSERT = (
 )
 FUTURE = 1 << 61
 # What a taken position or id is refused by first is free.
-REFUSED = "append-only|must continue the log|unique constraint"
+REFUSED = "append-only|must continue the log|unique constraint|has no such tag"
 
 
 @pytest.fixture
@@ -142,3 +142,44 @@ def test_every_reading_is_the_start_of_every_later_one(database: Database) -> No
     log.append(Attestation(context="seen", entity="e", actor="ann", payload={}))
 
     assert [one.row for one in log.read()][: len(before)] == before
+
+
+ON_TAGS = {
+    "a false tag": "INSERT INTO qntx_tags (tag, position) VALUES ('false', 4)",
+    "a tag of an untagged one": "INSERT INTO qntx_tags (tag, position) VALUES ('true', 3)",
+    "a tag of what is not there": "INSERT INTO qntx_tags (tag, position) VALUES ('true', 9)",
+    "true and false": "INSERT INTO qntx_tags (tag, position) VALUES ('true', 4), ('false', 4)",
+    "update": "UPDATE qntx_tags SET position = 1",
+    "update of nothing but itself": "UPDATE qntx_tags SET tag = tag",
+    "delete": "DELETE FROM qntx_tags WHERE tag = 'true'",
+    "upsert": "INSERT INTO qntx_tags (tag, position) VALUES ('true', 4)"
+    " ON CONFLICT (tag, position) DO UPDATE SET position = 1",
+}
+TAGS_ON_SQLITE = {
+    "replace": "REPLACE INTO qntx_tags (tag, position) VALUES ('false', 4)",
+    "update or replace": "UPDATE OR REPLACE qntx_tags SET tag = 'false'",
+    "insert or ignore": "INSERT OR IGNORE INTO qntx_tags (tag, position) VALUES ('false', 4)",
+}
+TAGS_ON_POSTGRESQL = {
+    "truncate": "TRUNCATE qntx_tags",
+    "as a replica": "SET LOCAL session_replication_role = replica; "
+    "INSERT INTO qntx_tags (tag, position) VALUES ('false', 4)",
+    "delete as a replica": "SET LOCAL session_replication_role = replica; DELETE FROM qntx_tags",
+}
+
+
+def test_the_tags_say_what_the_log_says(database: Database) -> None:
+    """No tag can be invented, moved or removed: an Ax finds exactly what was tagged."""
+    log = Log(database, Sequencer(database))
+    tagged = Attestation(
+        context="seen", entity="e", actor="ann", payload={}, tags=("true", "too", "'; drop --")
+    )
+    log.append(tagged)
+
+    own = TAGS_ON_SQLITE if database.is_sqlite else TAGS_ON_POSTGRESQL
+    for statement in (*ON_TAGS.values(), *own.values()):
+        attempt(database, statement)
+
+    for tag in tagged.tags:
+        assert [one.position for one in log.read(Ax(entities=tag))] == [4]
+    assert list(log.read(Ax(entities="false"))) == []

@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from qntx_es import (
+    AppendConditionFailed,
     Attestation,
+    Ax,
     ConflictingAttestation,
     Domain,
     DuplicateKey,
@@ -117,19 +119,165 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[QntxError]]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_bad_append_is_refused_by_name_and_leaves_nothing(host: Host, name: str) -> None:
-    """Each bad input has its error; nothing is in the log or waiting, and good ones go on."""
+    """Each bad input has its error, in a caller's transaction too, of which nothing is left.
+
+    Nothing is in the log or waiting, and good ones go on.
+    """
     make, error = REFUSED[name]
     before = written(host)
 
-    def append() -> None:
+    def append(session: Connection | None = None) -> None:
         made = make()
-        host.append([said(), *made] if isinstance(made, list) else [said(), made])
+        many = made if isinstance(made, list) else [made]
+        host.append([said(), *many], session=session)
 
     with pytest.raises(error):
         append()
+    with host.database.write() as caller, pytest.raises(error):
+        append(caller)
 
     assert written(host) == before
     assert host.append(said()).position == 2
+
+
+# What may stand in an id, a context, an actor, an entity or a tag, and what may not.
+BAD_NAMES = {
+    "empty": "",
+    "513 characters": "x" * 513,
+    "1025 bytes": "é" * 511 + "€",
+    "NUL": "a\x00b",
+    "new line": "a\nb",
+    "escape": "a\x1b[2J",
+    "delete": "a\x7fb",
+    "C1 control": "a\x85b",
+    "surrogate": "a\ud800",
+    "no text": 1,
+}
+ODD_NAMES = {
+    "512 characters": "x" * 512,
+    "1024 bytes": "é" * 512,
+    "emoji": "👩\u200d👩\u200d👧",
+    "right to left": "\u202eabc",
+    "decomposed": "e\u0301",
+    "space": " ",
+    "SQL": "'; drop table qntx_attestations; --",
+    "parameters": "%s :x ? $1",
+}
+NAMED = ("id", "context", "actor", "entity", "caused_by", "correlation_id", "tags")
+
+
+def named(part: str, name: Any) -> Attestation:  # noqa: ANN401 - often the wrong thing
+    """Say something with this name in one place."""
+    return said(**{part: (name,) if part == "tags" else name})
+
+
+@pytest.mark.parametrize("part", NAMED)
+def test_a_bad_name_is_refused_wherever_it_stands(host: Host, part: str) -> None:
+    """Empty, too long, with control characters or no text at all: `InvalidId`, and no row."""
+    before = written(host)
+
+    for name in BAD_NAMES.values():
+        with pytest.raises(InvalidId):
+            host.append([said(), named(part, name)])
+
+    assert written(host) == before
+
+
+def test_an_odd_name_is_kept_wherever_it_stands(host: Host) -> None:
+    """Up to the last byte of the limits, every name comes back as it was, by every way in."""
+    many = [named(part, name) for name in ODD_NAMES.values() for part in NAMED]
+    many += [
+        Attestation(
+            context=name, entity=name, actor=name, id=f"{name[:-1]}!", payload={}, tags=(name,)
+        )
+        for name in ODD_NAMES.values()
+    ]
+
+    host.append(many[::2])
+    with host.database.write() as caller:
+        receipts = host.append(many[1::2], session=caller)
+
+    assert receipts[-1].position == len(many) + 1
+    read = list(host.log.read(after=1))
+    for one, found in zip([*many[::2], *many[1::2]], read, strict=True):
+        for part in NAMED:
+            assert getattr(found, part) == getattr(one, part)
+
+
+def test_as_many_tags_as_may_be(host: Host) -> None:
+    """32 tags of 512 characters are kept; a 33rd is too many, and a text is no tuple of texts."""
+    most = [f"{n:02}{'é' * 510}" for n in range(32)]
+    before = written(host)
+    for tags, error in (([*most, "one more"], TooMany), ("abc", InvalidId), ((1,), InvalidId)):
+        with pytest.raises(error):
+            host.append(said(tags=tags))
+    assert written(host) == before
+
+    host.append(said(tags=most))
+
+    assert host.ax(entities=most[-1])[0].tags == tuple(most)
+
+
+def test_the_largest_and_the_deepest_payload_are_kept(host: Host) -> None:
+    """One byte or one level less than what is refused comes back whole."""
+    largest = {"n": 1, "a": "x" * ((1 << 20) - len('{"a":"","n":1}'))}
+    deepest = {"n": 1, "a": deep(63)}
+
+    host.append([said(largest), said(deepest)])
+
+    assert [dict(one.payload) for one in host.log.read(after=1)] == [largest, deepest]
+    for payload in (largest | {"n": 10}, {"n": 1, "a": deep(64)}):
+        with pytest.raises((TooLarge, TooDeep)):
+            said(payload)
+
+
+TOLD: dict[str, tuple[Callable[[], Any], str]] = {
+    "path of a NaN": (lambda: said({"a": [1, 2, {"b": float("nan")}]}), r"\$\.a\[2\]\.b"),
+    "path of a NUL": (lambda: said({"a": ["\x00"]}), r"\$\.a\[0\]"),
+    "offset of bad UTF-8": (lambda: parse_payload(b'{"n": "\xc3("}'), "byte 7"),
+    "the double key": (lambda: parse_payload('{"a": {"k": 1, "k": 2}}'), "'k'"),
+    "the field": (lambda: said({"n": "many"}), "n: "),
+    "where the id is": (lambda: said({"n": 2}, id="first"), "position 1"),
+    "a twin beside it": (lambda: [said(id="x"), said({"n": 2}, id="x")], "in this append"),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_a_refusal_says_where(host: Host, name: str) -> None:
+    """The message names the place: a path, a byte, a key, a field, a position."""
+    make, told = TOLD[name]
+
+    def append() -> None:
+        made = make()
+        host.append(made if isinstance(made, list) else [made])
+
+    with pytest.raises(QntxError, match=told):
+        append()
+
+
+def test_a_condition_that_is_not_met_says_where(host: Host) -> None:
+    """Both kinds of condition name the position that stands against them, and write nothing."""
+    host.append(said(entity="b"), expected_version=0)
+    before = written(host)
+
+    for condition in ({"unless": Ax(entities="b")}, {"expected_version": 0}):
+        with pytest.raises(AppendConditionFailed, match="position 2") as caught:
+            host.append(said(entity="b"), **condition)
+        assert caught.value.position == 2
+
+    assert written(host) == before
+
+
+HOSTILE = ("__proto__", "constructor", "select", "'; drop table x; --", "model_dump", "__init__")
+
+
+def test_no_name_of_a_field_is_special(host: Host) -> None:
+    """Fields named like SQL, like a method, or like a prototype are plain data."""
+    payload = {"n": 1} | {name: {name: name} for name in HOSTILE}
+
+    host.append(said(payload))
+
+    assert dict(host.ax()[-1].payload) == payload
 
 
 def test_what_only_looks_bad_is_accepted_and_exact(host: Host) -> None:

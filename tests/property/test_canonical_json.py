@@ -2,12 +2,15 @@
 
 import json
 import math
+import struct
 from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Engine, create_engine
 
 from qntx_es import Attestation, QntxError
 from qntx_es.attestation import canonical, parse_payload
@@ -149,3 +152,101 @@ def test_both_logs_hold_the_same_bytes(
         outcomes.append((*row[:7], *row[8:]))  # type: ignore[arg-type]
 
     assert outcomes[0] == outcomes[1]
+
+
+@pytest.fixture
+def callers(sqlite_url: str, postgres_url: str) -> Iterator[list[Engine]]:
+    """Open a caller's own engine on each database."""
+    engines = [create_engine(sqlite_url), create_engine(postgres_url)]
+    yield engines
+    for engine in engines:
+        engine.dispose()
+
+
+CHARACTERS = (
+    "\x01\x1f\x7f\x85\xa0\u2028é\u0301\u200d\u202e\ufeff\ufffd\uffff😀\U0010ffff\"\\\\/%:?$'{}"
+)
+WORDS = (
+    "",
+    "%s",
+    ":n",
+    "$1",
+    "?",
+    "\\u0000",
+    "\\x00",
+    "'; drop table qntx_attestations; --",
+    "null",
+)
+BATCH = 500
+
+
+def any_text(random: Random) -> str:
+    """Return a text of characters that somebody got wrong once, or of any at all."""
+    if random.random() < 0.2:
+        return random.choice(WORDS)
+    anything = chr(random.choice((random.randint(1, 0xD7FF), random.randint(0xE000, 0x10FFFF))))
+    return "".join(random.choices(CHARACTERS + anything, k=random.randint(0, 8)))
+
+
+def any_number(random: Random) -> float:
+    """Return an integer of any size, or any float that is finite."""
+    if random.random() < 0.5:
+        return random.randint(-1, 1) * random.getrandbits(random.choice((3, 53, 54, 64, 200)))
+    (number,) = struct.unpack("d", random.randbytes(8))
+    return float(number) if math.isfinite(number) else -0.0
+
+
+def any_value(random: Random, depth: int) -> Any:  # noqa: ANN401 - any JSON value
+    """Return a JSON value of at most so many levels."""
+    kind = random.randrange(7 if depth else 5)
+    if kind < 2:
+        return any_text(random)
+    if kind < 4:
+        return any_number(random)
+    if kind == 4:
+        return random.choice((None, True, False))
+    size = random.randint(0, 3)
+    if kind == 5:
+        return [any_value(random, depth - 1) for _ in range(size)]
+    return {any_text(random): any_value(random, depth - 1) for _ in range(size)}
+
+
+@settings(max_examples=20, suppress_health_check=FIXTURES)
+@given(seed=st.integers(0, 2**64))
+def test_ten_thousand_payloads_come_back_as_the_same_bytes(
+    logs: list[Log], callers: list[Engine], seed: int
+) -> None:
+    """Whatever may be kept, both databases give back to the byte, by every way in."""
+    random = Random(seed)  # noqa: S311 - a draw for each character would take minutes
+    payloads = [
+        {any_text(random): any_value(random, 4) for _ in range(random.randint(0, 4))}
+        for _ in range(BATCH)
+    ]
+    start = logs[0].head()
+    many = [
+        Attestation(
+            context="seen",
+            entity=f"e\u0301😀\u202e{n}",
+            actor="ann",
+            payload=payload,
+            tags=(f"t{n}",),
+            id=f"{start}-{n}",
+        )
+        for n, payload in enumerate(payloads)
+    ]
+
+    read = []
+    for log, engine in zip(logs, callers, strict=True):
+        log.append(many[: BATCH // 2])
+        with engine.begin() as caller:
+            receipts = log.append(many[BATCH // 2 :], session=caller)
+        assert receipts[-1].position == start + BATCH
+        read.append(list(log.read(after=start)))
+
+    for one, *found in zip(many, *read, strict=True):
+        for other in found:
+            assert (other.id, other.text, other.entity) == (one.id, one.text, one.entity)
+    for payload, one in zip(payloads, many, strict=True):
+        assert same(json.loads(one.text), payload)
+    without_times = [[(*one.row[:7], *one.row[8:]) for one in log] for log in read]
+    assert without_times[0] == without_times[1]
