@@ -47,8 +47,10 @@ SHORT, LONG, LONGEST = 20_000, 200_000, 2_000_000
 FILL = 50_000
 # Numbers from :first to :last, an entity at random, the number in twelve digits.
 ON_SQLITE = (
-    "WITH RECURSIVE up(n) AS (SELECT :first UNION ALL SELECT n + 1 FROM up WHERE n < :last) "
-    "SELECT n FROM up",
+    (
+        "WITH RECURSIVE up(n) AS (SELECT :first UNION ALL SELECT n + 1 FROM up WHERE n < :last) "
+        "SELECT n FROM up"
+    ),
     f"printf('%05d', abs(random()) % {ENTITIES})",
     "printf('%012d', n)",
 )
