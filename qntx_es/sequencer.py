@@ -412,7 +412,7 @@ class Sequencer:
         with self._database.autocommit() as connection:
             while monotonic() < deadline:
                 # All who wait are let go together when a holder is done; most find it done.
-                known = known_after_pass(connection, ids, self._timeout)
+                known = known_after_pass(connection, ids, self._timeout, self._inline_contexts)
                 if len(known) == len(set(ids)):
                     return known
                 if not pass_if_free(connection, self._inline_contexts):

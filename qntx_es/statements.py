@@ -180,10 +180,15 @@ def pass_if_free(connection: Connection, inline: Sequence[str]) -> bool:
     return bool(asked.scalar_one())
 
 
-def known_after_pass(connection: Connection, ids: list[str], timeout: str) -> dict[str, Any]:
-    """Wait at the door until whoever holds the lock is done; return what the log holds of `ids`."""
-    asked = "SELECT * FROM qntx_await(%b::text[], %b)"
-    return {row.id: row for row in connection.exec_driver_sql(asked, (ids, timeout))}
+def known_after_pass(
+    connection: Connection, ids: list[str], timeout: str, inline: Sequence[str]
+) -> dict[str, Any]:
+    """Wait at the door until whoever holds the lock is done; return what the log holds of `ids`.
+
+    Where he took none of them along, and nobody has the lock by then, it is done here.
+    """
+    asked = "SELECT * FROM qntx_await(%b::text[], %b, %b::text[])"
+    return {row.id: row for row in connection.exec_driver_sql(asked, (ids, timeout, list(inline)))}
 
 
 @cache

@@ -269,7 +269,7 @@ APPENDING_POSTGRESQL = (
     END $$
     """,
     """
-    CREATE FUNCTION qntx_await(wanted text[], patience text)
+    CREATE FUNCTION qntx_await(wanted text[], patience text, inline text[])
     RETURNS TABLE (id text, "position" bigint, context text, actor text, entity text,
       schema_version int, payload text, tags text)
     LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
@@ -277,6 +277,12 @@ APPENDING_POSTGRESQL = (
     BEGIN
       PERFORM set_config('lock_timeout', patience, true);
       PERFORM pg_advisory_xact_lock_shared(qntx_door());
+      IF EXISTS (SELECT FROM qntx_inbox WHERE qntx_inbox.id = ANY(wanted))
+        AND pg_try_advisory_xact_lock(qntx_lock())
+      THEN
+        PERFORM pg_advisory_xact_lock(qntx_door());
+        PERFORM qntx_take_in(inline);
+      END IF;
       RETURN QUERY
       SELECT id, position, context, actor, entity, schema_version, payload, tags
       FROM qntx_attestations WHERE id = ANY(wanted);
