@@ -42,7 +42,7 @@ INSERT = (
 )
 FUTURE = 1 << 61
 # What a taken position or id is refused by first is free.
-REFUSED = "append-only|must continue the log|unique constraint|has no such tag"
+REFUSED = "append-only|must continue the log|unique constraint|UNIQUE constraint|has no such tag"
 
 
 @pytest.fixture

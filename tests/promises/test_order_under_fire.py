@@ -38,8 +38,8 @@ BOUND = 60
 # Far less than an idle caller idles, and than any timeout of ours.
 AT_ONCE = timedelta(seconds=2)
 HOLDER = """
-    SELECT pid FROM pg_locks
-    WHERE locktype = 'advisory' AND granted AND mode = 'ExclusiveLock' AND pid <> pg_backend_pid()
+    SELECT DISTINCT pid FROM pg_locks JOIN pg_database ON oid = database
+    WHERE locktype = 'advisory' AND granted AND datname = current_database()
 """
 
 
