@@ -8,7 +8,7 @@ start at a barrier, run for some seconds, and are counted in the tables afterwar
 - one attestation a commit, by many writers, against the same writers under an advisory lock;
 - one in the caller's own transaction, kept open for 10 ms, by many callers against one alone.
 
-    python benchmarks/contention.py [--seconds 2] [--rounds 5]
+    python benchmarks/contention.py [--seconds 2] [--rounds 5] [--writers 8]
 """
 
 import argparse
@@ -139,10 +139,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--writers", type=int, action="append")
     asked = parser.parse_args()
     found = []
     with PostgresServer.start(durable=True) as server:
-        for size in WRITERS:
+        for size in asked.writers or WRITERS:
             host = Host(server.create_database())
             host.upgrade()
             bare = Bare(host)
