@@ -209,7 +209,11 @@ class Database:
                 isolation_level="READ COMMITTED",
                 pool_size=POOL_SIZE,
                 max_overflow=POOL_OVERFLOW,
-                connect_args={"connect_timeout": max(2, round(self.timeout_seconds))},
+                connect_args={
+                    "connect_timeout": max(2, round(self.timeout_seconds)),
+                    # Of statements that are a transaction each, whatever the server's default.
+                    "options": "-c default_transaction_isolation=read\\ committed",
+                },
             )
         except (ModuleNotFoundError, NoSuchModuleError) as error:
             raise MissingExtra("postgres") from error

@@ -21,7 +21,7 @@ from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import Connection, Executable
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from qntx_es import faults
 from qntx_es.attestation import Attestation
@@ -451,7 +451,8 @@ class Sequencer:
             if is_waiting is not None:
                 try:
                     self.run_pass()
-                except LogBusy as error:
+                except (LogBusy, ProgrammingError) as error:
+                    # Also where the role may append and not give positions: another one will.
                     raise PositionPending from error
             found = self._known_now([said.id])
         if _unknown([said], found):

@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 from sqlalchemy import Connection, event, inspect, select
 from sqlalchemy.exc import SQLAlchemyError, UnboundExecutionError
-from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from qntx_es.database import Database
 from qntx_es.errors import OtherDatabase, QntxError
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 AnySession: TypeAlias = Session | scoped_session[Any] | Connection
 _HINTS = "qntx_hints"
+_COMMITTED = "qntx_committed"
 
 
 def connection_of(session: AnySession) -> Connection:
@@ -50,7 +51,7 @@ class Kinship:
 
     def check(self, connection: Connection) -> None:
         """Raise `OtherDatabase` unless the connection sees this very log."""
-        if connection.engine in self._kin:
+        if connection.engine.pool is self._database.engine.pool or connection.engine in self._kin:
             return
         if connection.dialect.name != self._database.engine.dialect.name:
             raise OtherDatabase
@@ -94,13 +95,21 @@ def after_commit(session: AnySession, hint: Callable[[], object]) -> None:
     if _HINTS not in found.info:
         found.info[_HINTS] = []
         event.listen(found, "after_commit", _committed)
+        event.listen(found, "after_transaction_end", _ended)
     if hint not in found.info[_HINTS]:
         found.info[_HINTS].append(hint)
 
 
 def _committed(session: Session) -> None:
-    if session.in_nested_transaction():
-        return  # a savepoint that is released is no commit
+    if not session.in_nested_transaction():  # a savepoint that is released is no commit
+        session.info[_COMMITTED] = True
+
+
+def _ended(session: Session, transaction: SessionTransaction) -> None:
+    # Not before the session has given its connection back: as many commits at once as a pool has
+    # connections would wait for each other.
+    if transaction.parent is not None or not session.info.pop(_COMMITTED, False):
+        return
     hints, session.info[_HINTS] = session.info[_HINTS], []
     if session.get_bind(clause=attestations).dialect.is_async:
         asyncio.get_running_loop().run_in_executor(None, _hint, hints)

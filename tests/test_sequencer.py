@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import timedelta
 
@@ -487,3 +488,26 @@ def until(is_so: Callable[[], bool]) -> None:
             return
         pause.wait(0.01)
     pytest.fail("it did not come to pass")
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_a_stricter_default_of_the_server_changes_nothing(
+    pg: Opened, postgres_url: str, stack: ExitStack, level: str
+) -> None:
+    """Whatever isolation the database gives by default, appends at once all succeed, in order."""
+    name = pg.database.engine.url.database
+    with pg.database.write() as connection:
+        connection.execute(
+            text(f"ALTER DATABASE {name} SET default_transaction_isolation = '{level}'")
+        )
+    opened = Opened(postgres_url)
+    stack.callback(opened.database.close)
+
+    def append(writer: int) -> None:
+        for n in range(20):
+            opened.log.append(said(f"{writer}.{n}"))
+
+    with ThreadPoolExecutor(6) as writers:
+        list(writers.map(append, range(6)))
+
+    assert sorted(opened.entities()) == sorted(f"{w}.{n}" for w in range(6) for n in range(20))

@@ -1,5 +1,7 @@
 """Appending in the caller's transaction: his commit is the attestations' commit, and his alone."""
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -27,6 +29,7 @@ from qntx_es import (
     TooMany,
 )
 
+BOUND = 10
 Level: TypeAlias = Literal["REPEATABLE READ", "SERIALIZABLE"]
 
 
@@ -378,3 +381,36 @@ def test_a_hint_is_given_once_and_only_by_a_commit(
 
     assert passes == [None]
     assert entities(host) == ["a", "b"]
+
+
+def test_sessions_may_share_the_hosts_pool(
+    postgres_url: str, request: pytest.FixtureRequest
+) -> None:
+    """Over one engine of few connections, appends at once do not wait for each other."""
+    engine = create_engine(
+        application_url(postgres_url), pool_size=2, max_overflow=0, pool_timeout=BOUND
+    )
+    host = Host(engine)
+    request.addfinalizer(engine.dispose)
+    host.upgrade()
+    host.append(said())
+    meet = threading.Barrier(2)
+    took: list[float] = []
+
+    def append() -> None:
+        with Session(engine) as session:
+            host.append(said(), session=session)
+            meet.wait(BOUND)
+            started = time.monotonic()
+            session.commit()
+            took.append(time.monotonic() - started)
+
+    threads = [threading.Thread(target=append) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(took) == 2
+    assert max(took) < BOUND
+    assert entities(host) == ["a", "a", "a"]

@@ -14,9 +14,9 @@ depends_on = None
 WORDS = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 POSITION = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
-# An id that is there is refused here too, since INSERT OR REPLACE would overwrite its row and fire
-# no other trigger. FAIL and not ABORT, wherever an insert leads: SQLite would keep a journal for
-# every row inserted, to be able to undo it, and take up to twice the time.
+# An id or a version that is there is refused here too, since INSERT OR REPLACE would overwrite its
+# row and fire no other trigger. FAIL and not ABORT, wherever an insert leads: SQLite would keep a
+# journal for every row inserted, to be able to undo it, and take up to twice the time.
 GUARDS_SQLITE = (
     """
     CREATE TRIGGER qntx_attestations_continue BEFORE INSERT ON qntx_attestations
@@ -24,6 +24,9 @@ GUARDS_SQLITE = (
       OR new.recorded_at <
          (SELECT recorded_at FROM qntx_attestations WHERE position = new.position - 1)
       OR EXISTS (SELECT 1 FROM qntx_attestations WHERE id = new.id)
+      OR (new.entity_version IS NOT NULL AND EXISTS
+           (SELECT 1 FROM qntx_attestations
+            WHERE entity = new.entity AND entity_version = new.entity_version))
     BEGIN
       SELECT RAISE(FAIL, 'qntx_attestations: an insert must continue the log');
     END
@@ -82,7 +85,7 @@ GUARDS_POSTGRESQL = (
     """,
     """
     CREATE FUNCTION qntx_continue_log() RETURNS trigger LANGUAGE plpgsql
-    SET search_path FROM CURRENT AS $$
+    SET search_path = {schema}, pg_temp AS $$
     DECLARE
       first bigint; last bigint; size bigint;
     BEGIN
@@ -111,7 +114,7 @@ GUARDS_POSTGRESQL = (
     """,
     """
     CREATE FUNCTION qntx_tags_are_true() RETURNS trigger LANGUAGE plpgsql
-    SET search_path FROM CURRENT AS $$
+    SET search_path = {schema}, pg_temp AS $$
     BEGIN
       IF EXISTS
         (SELECT 1 FROM fresh LEFT JOIN qntx_attestations AS said USING (position)
@@ -161,19 +164,19 @@ GUARDS_POSTGRESQL = (
 APPENDING_POSTGRESQL = (
     """
     CREATE FUNCTION qntx_lock() RETURNS bigint LANGUAGE sql STABLE
-    SET search_path FROM CURRENT AS $$
+    SET search_path = {schema}, pg_temp AS $$
       SELECT (x'716E7478'::bigint << 32) + 'qntx_attestations'::regclass::oid::bigint
     $$
     """,
     """
     CREATE FUNCTION qntx_door() RETURNS bigint LANGUAGE sql STABLE
-    SET search_path FROM CURRENT AS $$
+    SET search_path = {schema}, pg_temp AS $$
       SELECT (x'716E7479'::bigint << 32) + 'qntx_attestations'::regclass::oid::bigint
     $$
     """,
     """
     CREATE FUNCTION qntx_move(head bigint, recorded bigint) RETURNS SETOF text
-    LANGUAGE sql SET search_path FROM CURRENT AS $$
+    LANGUAGE sql SET search_path = {schema}, pg_temp AS $$
       WITH waiting AS (
         SELECT inbox.tx, max(inbox.number) AS last, count(*) AS size,
           bool_or(EXISTS (SELECT FROM qntx_attestations AS said WHERE said.id = inbox.id)) AS twin
@@ -197,7 +200,7 @@ APPENDING_POSTGRESQL = (
     """,
     """
     CREATE FUNCTION qntx_take_in(inline text[]) RETURNS boolean
-    LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+    LANGUAGE plpgsql SET search_path = {schema}, pg_temp AS $$
     DECLARE
       head bigint; before bigint; clock bigint;
     BEGIN
@@ -216,7 +219,7 @@ APPENDING_POSTGRESQL = (
     """,
     """
     CREATE FUNCTION qntx_pass(inline text[]) RETURNS boolean
-    LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+    LANGUAGE plpgsql SET search_path = {schema}, pg_temp AS $$
     BEGIN
       IF NOT EXISTS (SELECT FROM qntx_inbox) OR NOT pg_try_advisory_xact_lock(qntx_lock()) THEN
         RETURN true;
@@ -230,7 +233,7 @@ APPENDING_POSTGRESQL = (
       inline text[],
       ids text[], contexts text[], entities text[], actors text[], slices int[], depths int[],
       schema_versions int[], causes text[], correlation_ids text[], tags text[], payloads text[]
-    ) RETURNS bigint LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+    ) RETURNS bigint LANGUAGE plpgsql SET search_path = {schema}, pg_temp AS $$
     DECLARE
       head bigint; before bigint; clock bigint; dropped int;
     BEGIN
@@ -272,7 +275,7 @@ APPENDING_POSTGRESQL = (
     CREATE FUNCTION qntx_await(wanted text[], patience text, inline text[])
     RETURNS TABLE (id text, "position" bigint, context text, actor text, entity text,
       schema_version int, payload text, tags text)
-    LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+    LANGUAGE plpgsql SET search_path = {schema}, pg_temp AS $$
     #variable_conflict use_column
     BEGIN
       PERFORM set_config('lock_timeout', patience, true);
@@ -299,8 +302,18 @@ def upgrade() -> None:
         create_inbox()
     create_projectors()
     create_recorders()
-    for statement in GUARDS_SQLITE if is_sqlite else (*GUARDS_POSTGRESQL, *APPENDING_POSTGRESQL):
+    for statement in GUARDS_SQLITE if is_sqlite else on_postgresql():
         op.execute(sa.text(statement))
+
+
+def on_postgresql() -> list[str]:
+    """Return what is made there, its schema named and temporary tables looked for last.
+
+    So nobody's table of the same name can stand in for ours.
+    """
+    schema = op.get_bind().execute(sa.text("SELECT quote_ident(current_schema())")).scalar_one()
+    written = (*GUARDS_POSTGRESQL, *APPENDING_POSTGRESQL)
+    return [statement.replace("{schema}", schema) for statement in written]
 
 
 def said() -> list[sa.Column[object]]:

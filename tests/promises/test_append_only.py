@@ -183,3 +183,35 @@ def test_the_tags_say_what_the_log_says(database: Database) -> None:
     for tag in tagged.tags:
         assert [one.position for one in log.read(Ax(entities=tag))] == [4]
     assert list(log.read(Ax(entities="false"))) == []
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_sqlite_cannot_be_talked_into_replacing_a_version(database: Database) -> None:
+    """`INSERT OR REPLACE` under a version that an entity has overwrites nothing."""
+    Log(database, Sequencer(database)).append(
+        Attestation(context="seen", entity="v", actor="ann", payload={}), expected_version=0
+    )
+    attempt(
+        database,
+        "INSERT OR REPLACE INTO qntx_attestations (position, id, recorded_at, context, entity, "  # noqa: S608 - ours
+        "actor, slice, depth, schema_version, payload, entity_version) "
+        f"VALUES (5, 'new', {FUTURE}, 'seen', 'v', 'eve', 0, 0, 1, '{{}}', 1)",
+    )
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_temporary_table_cannot_stand_in_for_the_log(database: Database) -> None:
+    """The guards look at the log itself, whatever a session calls by its name."""
+    columns = "position, 0::bigint AS recorded_at, '[\"false\"]'::text AS tags"
+    shadow = f"CREATE TEMP TABLE qntx_attestations AS SELECT {columns} FROM "  # noqa: S608 - ours
+    beyond = INSERT.format(verb="INSERT", position=9, id="new", at=FUTURE)
+    attempt(
+        database,
+        f"{shadow} generate_series(8, 9) AS position; "
+        + beyond.replace("qntx_attestations", "public.qntx_attestations"),
+    )
+    attempt(
+        database,
+        f"{shadow} generate_series(2, 2) AS position; "  # noqa: S608 - ours
+        "INSERT INTO public.qntx_tags (tag, position) VALUES ('false', 2)",
+    )
