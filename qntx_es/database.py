@@ -9,7 +9,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from sqlalchemy import Connection, Engine, event, func, inspect, make_url, selec
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from qntx_es.calls import Calls, Value
 from qntx_es.errors import (
     DatabaseMissing,
     DatabaseUnavailable,
@@ -68,6 +69,7 @@ class Database:
         self._file: Path | None = None
         self.engine = self._engine(url_or_engine)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
+        self._calls = Calls(self.engine, self.timeout_seconds)
 
     @property
     def name(self) -> str:
@@ -93,6 +95,11 @@ class Database:
         """Give a connection whose every statement is a transaction: one way there and back."""
         with self.named_errors(), self.engine.connect() as connection:
             yield connection.execution_options(isolation_level="AUTOCOMMIT")
+
+    def call(self, statement: bytes, values: Sequence[Value]) -> list[str | None]:
+        """Run what is a transaction of its own, and return its one row as text: PostgreSQL."""
+        with self.named_errors():
+            return self._calls.call(statement, values)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -123,6 +130,7 @@ class Database:
 
     def close(self) -> None:
         """Close every connection; the next transaction opens new ones."""
+        self._calls.close()
         self.engine.dispose()
 
     def create(self) -> None:

@@ -7,16 +7,16 @@ isolation level, savepoint or two-phase commit is special. A pass moves it into 
 from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
+from typing import NamedTuple
 
 from sqlalchemy import (
-    BigInteger,
     Connection,
     Executable,
     Text,
     and_,
     bindparam,
+    cast,
     delete,
-    exists,
     func,
     literal,
     or_,
@@ -26,8 +26,8 @@ from sqlalchemy.dialects import postgresql
 
 from qntx_es.attestation import Attestation
 from qntx_es.statements import BYTES, COLUMNS, UNNEST, bytes_of, values_of
+from qntx_es.tables import TransactionId, inbox
 from qntx_es.tables import attestations as log
-from qntx_es.tables import inbox
 
 PASS_ROWS_MAX = 10_000
 SQL_ROWS = 2_000  # of twelve parameters each: drivers end at 32 767
@@ -63,7 +63,32 @@ def _insert_portably(
     return dropped
 
 
-def set_aside(connection: Connection) -> list[Attestation]:
+class Waiting(NamedTuple):
+    """Whole transactions in the inbox: all that waits, or as many as one statement should move."""
+
+    txs: str
+    contexts: list[str]
+    has_twins: bool
+    settled: str | None
+
+
+def waiting(connection: Connection) -> Waiting | None:
+    """Return what waits, or None."""
+    found = connection.exec_driver_sql(
+        "SELECT txs::text, contexts, has_twins, settled FROM qntx_waiting()"
+    ).one()
+    return Waiting(*found) if found.txs is not None else None
+
+
+def move(connection: Connection, waits: Waiting, head: int, now: int) -> int:
+    """Give what waits the positions behind `head`; return how many."""
+    moved = connection.exec_driver_sql(
+        "SELECT qntx_move(%b::text::xid8[], %b, %b, %b)", (waits.txs, head, now, waits.settled)
+    )
+    return int(moved.scalar_one())
+
+
+def set_aside(connection: Connection, waits: Waiting) -> list[Attestation]:
     """Take out of the inbox whose id the log has by now, and report those that say otherwise.
 
     Such a twin was in flight where its append could not see it: the first one stands, and the
@@ -71,9 +96,7 @@ def set_aside(connection: Connection) -> list[Attestation]:
     whole, and whoever waits for it is told; of a caller's transaction, which has committed, the
     rest stays.
     """
-    twins = connection.execute(_twins()).all()
-    if not twins:
-        return []
+    twins = connection.execute(_twins(), {"txs": waits.txs}).all()
     refused = [row.tx for row in twins if row.whole and not row.is_same]
     ids = [row.id for row in twins]
     connection.execute(delete(inbox).where(or_(inbox.c.id.in_(ids), inbox.c.tx.in_(refused))))
@@ -102,12 +125,6 @@ def count_waiting(connection: Connection) -> int:
 
 
 @cache
-def any_waiting() -> Executable:
-    """Ask whether anything waits."""
-    return select(exists(select(inbox.c.number)))
-
-
-@cache
 def waiting_of() -> Executable:
     """Ask for what waits under any of `ids`."""
     ids = bindparam("ids", type_=postgresql.ARRAY(Text))
@@ -119,12 +136,9 @@ def waiting_of() -> Executable:
 def _twins() -> Executable:
     same = [inbox.c[name].is_not_distinct_from(log.c[name]) for name in BYTES]
     said = (inbox.c[name] for name in ("id", "tx", "whole", *BYTES))
-    return select(*said, log.c.position, and_(*same).label("is_same")).join(
-        log, log.c.id == inbox.c.id
+    txs = cast(bindparam("txs", type_=Text), postgresql.ARRAY(TransactionId))
+    return (
+        select(*said, log.c.position, and_(*same).label("is_same"))
+        .join(log, log.c.id == inbox.c.id)
+        .where(inbox.c.tx == func.any(txs))
     )
-
-
-def move(connection: Connection, head: int, now: int) -> list[str]:
-    """Give the positions behind `head` to what waits; return the contexts of what was moved."""
-    moved = select(func.qntx_move(literal(head, BigInteger), literal(now, BigInteger)))
-    return list(connection.execute(moved).scalars())

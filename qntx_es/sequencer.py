@@ -11,17 +11,17 @@ decides something (a claim, an outcome, a fire) is said with `decide`, which han
 the lock is held, the inbox is empty, and what is read is exactly the head.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
-from time import monotonic
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NoReturn, Protocol
 
 from sqlalchemy import Connection, Executable
-from sqlalchemy.exc import IntegrityError, ProgrammingError
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from qntx_es import faults
 from qntx_es.attestation import Attestation
@@ -32,36 +32,38 @@ from qntx_es.errors import (
     LogBusy,
     NotYetCommitted,
     PositionPending,
+    QntxError,
     TooMany,
     UnsupportedDatabase,
 )
 from qntx_es.inbox import (
-    any_waiting,
     count_waiting,
     insert_into_inbox,
     move,
     set_aside,
+    waiting,
     waiting_of,
 )
 from qntx_es.sessions import Kinship, whole
 from qntx_es.statements import (
     DROPPED,
     OTHERS_FIRST,
-    SQL_VARIABLES,
+    Head,
     append_or_drop,
     begin_writing,
     bytes_of,
+    head_and_now,
     insert_into_log,
-    known_after_pass,
-    known_of_array,
-    known_of_list,
-    last,
+    known_by_id,
+    last_on_sqlite,
     lock,
     pass_if_free,
     probe,
-    standing,
+    settle,
     try_lock,
 )
+
+logger = logging.getLogger(__name__)
 
 APPEND_MAX = 10_000
 
@@ -103,13 +105,6 @@ class Receipt:
 
     def __repr__(self) -> str:
         return f"<Receipt {self.id} at {self._position or 'no position yet'}>"
-
-
-class Head(NamedTuple):
-    """The last position, and the instant (microseconds) it was recorded at."""
-
-    position: int
-    recorded_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +229,7 @@ class Sequencer:
         ids = [attestation.id for attestation in attestations]
         with self._database.read() as connection:
             seen = self.look(connection)[0].position
-            known = self._known(connection, ids)
+            known = known_by_id(connection, ids)
             if not _unknown(attestations, known):
                 # Said before: whoever lost the answer asks for it again.
                 return [Receipt(one, known[one].position) for one in ids]
@@ -267,14 +262,14 @@ class Sequencer:
             self._sequence(connection, attestations, head, now)
             return
         ids = [attestation.id for attestation in attestations]
-        fresh = _unknown(attestations, self._known(connection, ids))
+        fresh = _unknown(attestations, known_by_id(connection, ids))
         while fresh:
             # A twin in flight is waited for, and then compared with: it is in the inbox, by now in
             # the log, or was set aside with the rest of its append, and its place is free again.
             dropped = insert_into_inbox(connection, fresh, whole=False)
             left = [one for one in fresh if one.id not in dropped]
             met = {row.id: row for row in connection.execute(waiting_of(), {"ids": ids})}
-            fresh = _unknown(left, met | self._known(connection, ids))
+            fresh = _unknown(left, met | known_by_id(connection, ids))
 
     def run_pass(self) -> None:
         """Give positions to all that waits in the inbox; nothing to do on SQLite."""
@@ -341,24 +336,31 @@ class Sequencer:
     def _append_directly(self, attestations: Sequence[Attestation]) -> list[Receipt] | None:
         """Append, or join the next pass, in one way there and back; None where it takes a host."""
         fresh = _unknown(attestations, {})
-        if not {one.context for one in fresh}.isdisjoint(self._inline_contexts):
+        if not self._inline_contexts.isdisjoint(one.context for one in fresh):
             return None
         faults.point("append.before_commit")
         try:
-            with self._database.autocommit() as connection:
-                head = append_or_drop(connection, fresh, self._inline_contexts)
-                faults.point("append.after_commit")
-                is_done = head < 0 or pass_if_free(connection, self._inline_contexts)
+            appended = append_or_drop(self._database, fresh, self._timeout, self._inline_contexts)
         except IntegrityError:
             return None  # an id is there: compare, as few appends have to
-        if head == OTHERS_FIRST:
+        except LogBusy as error:
+            self._refuse_pending(fresh, error)
+        faults.point("append.after_commit")
+        if appended.head == OTHERS_FIRST:
             return None
-        if head == DROPPED:
+        if appended.head == DROPPED:
             return self._receipts_of_dropped(attestations)
-        if not is_done:
+        if not appended.is_done:
             self.look_again()
-        positions = {one.id: head + n for n, one in enumerate(fresh, 1)}
+        positions = {one.id: appended.head + n for n, one in enumerate(fresh, 1)}
         return [Receipt(one.id, positions[one.id]) for one in attestations]
+
+    def _refuse_pending(self, fresh: Sequence[Attestation], busy: LogBusy) -> NoReturn:
+        """Say what became of an append that waited for a lock too long."""
+        with self._database.read() as connection:
+            if connection.execute(waiting_of(), {"ids": [one.id for one in fresh]}).first():
+                raise PositionPending from busy
+        raise busy
 
     def _append_by_turns(self, attestations: Sequence[Attestation]) -> list[Receipt]:
         while True:
@@ -407,61 +409,61 @@ class Sequencer:
         return [Receipt(one, known[one].position) for one in ids]
 
     def _wait_for(self, ids: list[str]) -> dict[str, Any]:
-        """Return the rows of what is in the inbox, once a pass has taken it out."""
-        deadline = monotonic() + self._database.timeout_seconds
-        with self._database.autocommit() as connection:
-            while monotonic() < deadline:
-                # All who wait are let go together when a holder is done; most find it done.
-                known = known_after_pass(connection, ids, self._timeout, self._inline_contexts)
-                if len(known) == len(set(ids)):
-                    return known
-                if not pass_if_free(connection, self._inline_contexts):
-                    self.look_again()
-                elif connection.execute(waiting_of(), {"ids": ids}).first() is None:
-                    return self._known(connection, ids)
-        raise LogBusy
+        """Return the rows of what was in the inbox, once a pass, maybe this one, took it out."""
+        with self._database.write() as connection:
+            connection.execute(lock(), {"timeout": self._timeout})
+            self._empty_inbox(connection)
+            found = known_by_id(connection, ids)
+        self.look_again()
+        return found
 
     def _known_now(self, ids: list[str]) -> dict[str, Any]:
         with self._database.read() as connection:
-            return self._known(connection, ids)
+            return known_by_id(connection, ids)
 
     def look_again(self) -> None:
         """Give positions to what came to the inbox while the lock was held, or leave it to others.
 
         Who found the lock taken has committed to the inbox and left. Where another has the lock by
-        now, that one looks again in its turn.
+        now, that one looks again in its turn. What was committed before stands whatever becomes of
+        this, so trouble is the next one's to meet.
         """
         if self._database.is_sqlite:
             return
-        while True:
-            with self._database.autocommit() as connection:
-                if pass_if_free(connection, self._inline_contexts):
-                    return
-            with self._database.write() as connection:
-                if not connection.execute(try_lock()).scalar_one():
-                    return
-                self._empty_inbox(connection)
+        try:
+            while not self._pass_if_free():
+                pass
+        except (QntxError, SQLAlchemyError) as error:
+            logger.info("no pass was made after a commit: %s", error)
+
+    def _pass_if_free(self) -> bool:
+        """Make a pass, or find that nothing is to be done or another has the lock."""
+        if pass_if_free(self._database, self._inline_contexts):
+            return True
+        with self._database.write() as connection:
+            if not connection.execute(try_lock()).scalar_one():
+                return True
+            self._empty_inbox(connection)
+        return False
 
     def _find(self, said: Attestation) -> int | None:
         """Return the position of what a caller's transaction left, or None before its commit."""
         found = self._known_now([said.id])
         if not found and not self._database.is_sqlite:
-            with self._database.autocommit() as connection:
-                is_waiting = connection.execute(waiting_of(), {"ids": [said.id]}).first()
-            if is_waiting is not None:
-                try:
+            try:
+                if not settle(self._database, said.id, self._timeout, self._inline_contexts):
                     self.run_pass()
-                except (LogBusy, ProgrammingError) as error:
-                    # Also where the role may append and not give positions: another one will.
-                    raise PositionPending from error
+            except (LogBusy, ProgrammingError) as error:
+                # Also where the role may append and not give positions: another one will.
+                raise PositionPending from error
             found = self._known_now([said.id])
         if _unknown([said], found):
             return None
         return int(found[said.id].position)
 
     @property
-    def _inline_contexts(self) -> list[str]:
-        return [] if self.inline is None else sorted(self.inline.contexts)
+    def _inline_contexts(self) -> frozenset[str]:
+        return frozenset() if self.inline is None else self.inline.contexts
 
     @property
     def _timeout(self) -> str:
@@ -480,23 +482,27 @@ class Sequencer:
             yield connection, head, now
             faults.point("pass.before_commit")
         faults.point("pass.after_commit")
+        self.look_again()
 
     def look(self, connection: Connection) -> tuple[Head, int]:
         """Return the head, and now: the database's clock, or the head's time if that is later."""
-        row = connection.execute(last()).one_or_none()
-        head = Head(0, 0) if row is None else Head(row[0], row[1])
+        if not self._database.is_sqlite:
+            head = head_and_now(connection)
+            return head, head.recorded_at
+        head = last_on_sqlite(connection)
         return head, max(self._database.now(connection), head.recorded_at)
 
     def _empty_inbox(self, connection: Connection) -> tuple[Head, int]:
-        position, recorded_at, clock, is_waiting = connection.execute(standing()).one()
-        head, now = Head(position, recorded_at), max(clock, recorded_at)
+        head, now = self.look(connection)
         refused: list[Attestation] = []
-        while is_waiting:
-            refused += set_aside(connection)
-            contexts = move(connection, head.position, now)
-            head = Head(head.position + len(contexts), now)
-            self._project_inline(connection, set(contexts), head.position)
-            is_waiting = connection.execute(any_waiting()).scalar_one()
+        while (waits := waiting(connection)) is not None:
+            if waits.has_twins:
+                refused += set_aside(connection, waits)
+                continue
+            head = Head(head.position + move(connection, waits, head.position, now), now)
+            self._project_inline(connection, set(waits.contexts), head.position)
+            if waits.settled is not None:
+                break  # all that was there when the lock was had
         if refused:
             self._sequence(connection, refused, head, now)
             head = Head(head.position + len(refused), now)
@@ -511,7 +517,7 @@ class Sequencer:
         numbers: Mapping[str, int] | None = None,
     ) -> list[Receipt]:
         ids = [attestation.id for attestation in attestations]
-        known = self._known(connection, ids)
+        known = known_by_id(connection, ids)
         fresh = _unknown(attestations, known)
         if fresh:
             given = [(numbers or {}).get(one.id) for one in fresh]
@@ -527,17 +533,6 @@ class Sequencer:
         if self.inline is not None and not contexts.isdisjoint(self.inline.contexts):
             faults.point("pass.before_inline")
             self.inline(connection, head)
-
-    def _known(self, connection: Connection, ids: list[str]) -> dict[str, Any]:
-        if not self._database.is_sqlite:
-            rows = connection.execute(known_of_array(), {"ids": ids})
-            return {row.id: row for row in rows}
-        found: dict[str, Any] = {}
-        for start in range(0, len(ids), SQL_VARIABLES):
-            some = ids[start : start + SQL_VARIABLES]
-            for row in connection.execute(known_of_list(), {"ids": some}):
-                found[row.id] = row
-        return found
 
 
 def _unknown(attestations: Sequence[Attestation], known: dict[str, Any]) -> list[Attestation]:

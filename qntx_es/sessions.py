@@ -5,21 +5,18 @@ of ours in it, and it can go on.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 from weakref import WeakSet
 
 from sqlalchemy import Connection, event, inspect, select
-from sqlalchemy.exc import SQLAlchemyError, UnboundExecutionError
+from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from qntx_es.database import Database
-from qntx_es.errors import OtherDatabase, QntxError
+from qntx_es.errors import OtherDatabase
 from qntx_es.tables import attestations, epochs
-
-logger = logging.getLogger(__name__)
 
 AnySession: TypeAlias = Session | scoped_session[Any] | Connection
 _HINTS = "qntx_hints"
@@ -119,8 +116,4 @@ def _ended(session: Session, transaction: SessionTransaction) -> None:
 
 def _hint(hints: Iterable[Callable[[], object]]) -> None:
     for hint in hints:
-        try:
-            hint()
-        except (QntxError, SQLAlchemyError) as error:
-            # The caller has committed: his receipt, the next append or a runner's poll does it.
-            logger.info("no pass was made after a commit: %s", error)
+        hint()

@@ -3,10 +3,11 @@
 Statements are composed once: composing one of this size costs more than running it.
 """
 
+import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -14,9 +15,6 @@ from sqlalchemy import (
     Executable,
     Text,
     bindparam,
-    case,
-    cast,
-    exists,
     false,
     func,
     literal,
@@ -26,13 +24,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 
 from qntx_es.attestation import Attestation, slice_of
-from qntx_es.database import CLOCK
+from qntx_es.database import Database
 from qntx_es.tables import attestations as log
-from qntx_es.tables import epochs, inbox
+from qntx_es.tables import epochs
 
 # A process stopped while it holds the lock is cut off by the server, and the next one goes on.
 IDLE_SECONDS_MAX = 5
-SQL_VARIABLES = 500
 SAID = ("id", "context", "entity", "actor", "slice", "depth", "schema_version", "caused_by")
 COLUMNS = (*SAID, "correlation_id", "tags", "payload")
 # What makes two statements the same.
@@ -69,7 +66,8 @@ _INSERT_SQLITE = (
     f"(position, recorded_at, entity_version, {', '.join(COLUMNS)}) "
     f"VALUES ({', '.join('?' * (3 + len(COLUMNS)))})"
 )
-ARRAYS = ", ".join(f"%b::{'text' if name in TEXTS else 'int'}[]" for name in COLUMNS)
+TYPES = ["text" if name in TEXTS else "int" for name in COLUMNS]
+ARRAYS = ", ".join(f"%b::{kind}[]" for kind in TYPES)
 UNNEST = f"unnest({ARRAYS}) WITH ORDINALITY AS said({', '.join(COLUMNS)}, ordinal)"
 # Binary arrays, one parameter a column: four times as fast as text ones.
 _INSERT_POSTGRESQL = (
@@ -100,27 +98,48 @@ def insert_into_log(
         connection.exec_driver_sql(_INSERT_POSTGRESQL, (head, now, numbers, *arrays))
 
 
-@cache
-def last() -> Executable:
-    """Ask for the last position and when it was recorded."""
-    return select(log.c.position, log.c.recorded_at).order_by(log.c.position.desc()).limit(1)
+_KNOWN_ON_SQLITE = (
+    f"SELECT id, position, {', '.join(BYTES)} FROM qntx_attestations "  # noqa: S608
+    "WHERE id IN (SELECT value FROM json_each(?))"
+)
+_LAST_ON_SQLITE = (
+    "SELECT position, recorded_at FROM qntx_attestations ORDER BY position DESC LIMIT 1"
+)
+
+
+def known_by_id(connection: Connection, ids: Sequence[str]) -> dict[str, Any]:
+    """Return the rows that the log holds under any of `ids`, by id."""
+    if connection.dialect.name == "sqlite":
+        rows = connection.exec_driver_sql(_KNOWN_ON_SQLITE, (json.dumps(ids),))
+    else:
+        rows = connection.execute(_known_on_postgresql(), {"ids": ids})
+    return {row.id: row for row in rows}
 
 
 @cache
-def known_of_array() -> Any:  # noqa: ANN401 - a SELECT
-    """Ask for what the log holds under any of `ids`: PostgreSQL."""
+def _known_on_postgresql() -> Executable:
+    # By Core, since a caller's driver may be any.
     ids = bindparam("ids", type_=postgresql.ARRAY(Text))
-    return _known().where(log.c.id == func.any(ids))
+    said = (log.c[name] for name in ("id", "position", *BYTES))
+    return select(*said).where(log.c.id == func.any(ids))
 
 
-@cache
-def known_of_list() -> Any:  # noqa: ANN401 - a SELECT
-    """Ask for what the log holds under any of `ids`: SQLite."""
-    return _known().where(log.c.id.in_(bindparam("ids", expanding=True)))
+class Head(NamedTuple):
+    """The last position, and the instant (microseconds) it was recorded at."""
+
+    position: int
+    recorded_at: int
 
 
-def _known() -> Any:  # noqa: ANN401 - a SELECT
-    return select(log.c.id, log.c.position, *(log.c[name] for name in BYTES))
+def last_on_sqlite(connection: Connection) -> Head:
+    """Return the head; 0 is empty."""
+    row = connection.exec_driver_sql(_LAST_ON_SQLITE).one_or_none()
+    return Head(0, 0) if row is None else Head(*row)
+
+
+def head_and_now(connection: Connection) -> Head:
+    """Return the last position, and the instant at which the next may be recorded: PostgreSQL."""
+    return Head(*connection.exec_driver_sql("SELECT head, recorded FROM qntx_head()").one())
 
 
 def _until_commit(setting: str, value: Any) -> Any:  # noqa: ANN401 - an SQL expression
@@ -129,16 +148,11 @@ def _until_commit(setting: str, value: Any) -> Any:  # noqa: ANN401 - an SQL exp
 
 @cache
 def lock() -> Executable:
-    """Take the lock of the log until the transaction ends, waiting at most `timeout`.
-
-    Whoever gives positions also holds the door, at which those wait who only want to know when he
-    is done: they are never in the way of the next one.
-    """
+    """Take the lock of the log until the transaction ends, waiting at most `timeout`."""
     return select(
         _until_commit("lock_timeout", bindparam("timeout")),
         _until_commit("idle_in_transaction_session_timeout", f"{IDLE_SECONDS_MAX}s"),
         func.pg_advisory_xact_lock(func.qntx_lock()),
-        func.pg_advisory_xact_lock(func.qntx_door()),
     )
 
 
@@ -146,64 +160,50 @@ def lock() -> Executable:
 def try_lock() -> Executable:
     """Take the lock of the log if nobody has it, and tell."""
     return select(
-        case(
-            (
-                func.pg_try_advisory_xact_lock(func.qntx_lock()),
-                cast(func.pg_advisory_xact_lock(func.qntx_door()), Text).is_not(None),
-            ),
-            else_=false(),
-        ),
+        func.pg_try_advisory_xact_lock(func.qntx_lock()),
         _until_commit("idle_in_transaction_session_timeout", f"{IDLE_SECONDS_MAX}s"),
     )
 
 
-_APPEND = f"SELECT qntx_append(%b::text[], {ARRAYS})"
+_APPEND = (
+    "CALL qntx_append(NULL, NULL, $1::text, $2::text[], "
+    f"{', '.join(f'${n}::{kind}[]' for n, kind in enumerate(TYPES, 3))})"
+).encode()
+_PASS = b"CALL qntx_pass(NULL, $1::text[])"
+_SETTLE = b"CALL qntx_settle(NULL, $1::text, $2::text[], $3::text)"
 # What it answers instead of the head it found.
 DROPPED, OTHERS_FIRST = -1, -2
 
 
+class Appended(NamedTuple):
+    """The head before the first of them; `is_done` unless a host must look again."""
+
+    head: int
+    is_done: bool
+
+
 def append_or_drop(
-    connection: Connection, fresh: Sequence[Attestation], inline: Sequence[str]
-) -> int:
-    """Append behind the head that is returned, or drop into the inbox: `DROPPED`.
+    database: Database, fresh: Sequence[Attestation], timeout: str, inline: Collection[str]
+) -> Appended:
+    """Append, or drop into the inbox and wait for the pass that takes them along.
 
-    `OTHERS_FIRST`, and nothing is done, where a host must make a pass first: something is to be set
-    aside, or is in one of the `inline` contexts.
+    The head is `DROPPED` where a host must see to what is in the inbox, and `OTHERS_FIRST`, with
+    nothing done, where a host must make a pass first: something is to be set aside, is in one of
+    the `inline` contexts, or is known already.
     """
-    arrays = [list(values) for values in zip(*map(values_of, fresh), strict=True)]
-    return int(connection.exec_driver_sql(_APPEND, (list(inline), *arrays)).scalar_one())
+    columns: Any = zip(*map(values_of, fresh), strict=True)
+    head, is_done = database.call(_APPEND, (timeout, list(inline), *columns))
+    return Appended(int(head or 0), is_done == "t")
 
 
-def pass_if_free(connection: Connection, inline: Sequence[str]) -> bool:
+def pass_if_free(database: Database, inline: Collection[str]) -> bool:
     """Move what waits, or leave it to whoever has the lock; False where a host must do it."""
-    asked = connection.exec_driver_sql("SELECT qntx_pass(%b::text[])", (list(inline),))
-    return bool(asked.scalar_one())
+    return database.call(_PASS, (list(inline),)) == ["t"]
 
 
-def known_after_pass(
-    connection: Connection, ids: list[str], timeout: str, inline: Sequence[str]
-) -> dict[str, Any]:
-    """Wait at the door until whoever holds the lock is done; return what the log holds of `ids`.
-
-    Where he took none of them along, and nobody has the lock by then, it is done here.
-    """
-    asked = "SELECT * FROM qntx_await(%b::text[], %b, %b::text[])"
-    return {row.id: row for row in connection.exec_driver_sql(asked, (ids, timeout, list(inline)))}
-
-
-@cache
-def standing() -> Executable:
-    """Ask for the last position and its time, the clock, and whether the inbox holds anything."""
-    newest = select(log.c.position, log.c.recorded_at).order_by(log.c.position.desc()).limit(1)
-    head = newest.subquery("head")
-    clock = cast(CLOCK, BigInteger)
-    one = select(literal(1).label("one")).subquery("one")
-    return select(
-        func.coalesce(head.c.position, 0),
-        func.coalesce(head.c.recorded_at, 0),
-        clock,
-        exists(select(inbox.c.number)),
-    ).select_from(one.outerjoin(head, literal(True)))  # noqa: FBT003 - SQL's
+def settle(database: Database, wanted: str, timeout: str, inline: Collection[str]) -> bool:
+    """Wait for the pass that takes along what waits under an id; False where a host must do it."""
+    return database.call(_SETTLE, (timeout, list(inline), wanted)) == ["t"]
 
 
 def probe(connection: Connection, key: int | None = None) -> int | None:

@@ -102,11 +102,12 @@ epochs = Table(
 inbox = Table(
     "qntx_inbox",
     metadata,
-    Column("number", BigInteger, Identity(always=True), primary_key=True),
+    Column("id", Words, primary_key=True),
+    Column("number", BigInteger, Identity(always=True), nullable=False),
     Column("tx", TransactionId, FetchedValue(), nullable=False),
     Column("whole", Boolean, nullable=False),
-    Column("id", Words, nullable=False, unique=True),
     *_said(),
+    Index("qntx_inbox_tx", "tx"),
     info={"only_on": "postgresql"},
 )
 

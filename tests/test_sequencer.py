@@ -13,7 +13,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Connection, text
 
-from qntx_es import Attestation, ConflictingAttestation, LogBusy, PositionPending, faults
+from qntx_es import Attestation, Ax, ConflictingAttestation, LogBusy, PositionPending, faults
 from qntx_es.database import Database
 from qntx_es.inbox import PASS_ROWS_MAX
 from qntx_es.log import Log
@@ -330,9 +330,10 @@ def test_an_append_behind_a_held_lock_waits_in_the_inbox(pg: Opened) -> None:
 
 def test_a_lock_held_too_long_leaves_the_append_safe(hasty: Opened) -> None:
     """`PositionPending` means committed: the next pass gives the position, asked again or not."""
-    with hasty.sequencer.held(), pytest.raises(PositionPending):
-        hasty.log.append(said(id="x"))
-    assert (hasty.log.head(), hasty.log.waiting()) == (0, 1)
+    with hasty.sequencer.held():
+        with pytest.raises(PositionPending):
+            hasty.log.append(said(id="x"))
+        assert (hasty.log.head(), hasty.log.waiting()) == (0, 1)
 
     assert hasty.log.append(said(id="x")).position == 1
 
@@ -348,17 +349,61 @@ def test_a_decision_behind_a_lock_held_too_long_is_refused(hasty: Opened) -> Non
     assert (hasty.log.head(), hasty.log.waiting()) == (0, 0)
 
 
-def test_who_lets_go_looks_again(pg: Opened) -> None:
-    """What came to the inbox before an append let go of the lock is numbered by that append."""
+BEFORE_COMMIT = """
+    CREATE FUNCTION wait_for_the_test() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+      PERFORM pg_advisory_xact_lock(1);
+      RETURN NULL;
+    END $$;
+    CREATE TRIGGER wait_for_the_test AFTER INSERT ON qntx_attestations
+    FOR EACH STATEMENT EXECUTE FUNCTION wait_for_the_test();
+"""
 
-    def drop() -> None:
-        with pg.database.write() as connection:
-            pg.sequencer.drop(connection, [said("meanwhile")])
 
-    with faults.planned({"append.after_commit": drop}):
-        pg.log.append(said("holder"))
+@pytest.mark.parametrize("how", ["append", "condition", "decide", "run_pass", "join"])
+def test_who_lets_go_looks_again(pg: Opened, begin: Callable[[], Connection], how: str) -> None:
+    """What came to the inbox while the lock was held is numbered by whoever held it."""
+    # As a caller of his own engine commits: with nobody there to make a pass for him.
+    caller = begin()
+    ways: dict[str, Callable[[], object]] = {
+        "append": lambda: pg.log.append(said("holder")),
+        "condition": lambda: pg.log.append(said("holder"), unless=Ax(entities="nobody")),
+        "decide": lambda: pg.log.decide(lambda _: [said("holder")]),
+        "run_pass": pg.sequencer.run_pass,
+        "join": lambda: pg.log.append(said("holder")),
+    }
+    with pg.database.write() as connection:
+        connection.execute(text(BEFORE_COMMIT))
+        if how == "run_pass":
+            pg.sequencer.drop(connection, [said("holder")])
+
+    with ThreadPoolExecutor(1) as holder:
+        with pg.database.write() as gate:
+            gate.execute(text("SELECT pg_advisory_xact_lock(1)"))
+            with ExitStack() as taken:
+                if how == "join":
+                    taken.enter_context(pg.sequencer.held())
+                done = holder.submit(ways[how])
+                if how == "join":
+                    until(lambda: pg.log.waiting() == 1)
+            until(lambda: waits_at_the_gate(pg))
+            pg.sequencer.drop(caller, [said("meanwhile")])
+            caller.commit()
+            pg.sequencer.look_again()
+            assert pg.log.waiting() > 0
+        done.result(BOUND)
 
     assert pg.entities() == ["holder", "meanwhile"]
+
+
+def waits_at_the_gate(pg: Opened) -> bool:
+    """Tell whether somebody waits before his commit, with the log's lock."""
+    asked = text(
+        "SELECT count(*) FROM pg_locks JOIN pg_database ON oid = database WHERE NOT granted"
+        " AND locktype = 'advisory' AND objid = 1 AND datname = current_database()"
+    )
+    with pg.database.read() as connection:
+        return bool(connection.execute(asked).scalar_one())
 
 
 def test_an_append_that_fails_at_its_commit_leaves_no_hole(on: Opened) -> None:

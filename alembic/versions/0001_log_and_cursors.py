@@ -85,39 +85,44 @@ GUARDS_POSTGRESQL = (
     """,
     """
     CREATE FUNCTION qntx_continue_log() RETURNS trigger LANGUAGE plpgsql
-    SET search_path = {schema}, pg_temp AS $$
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
     DECLARE
-      first bigint; last bigint; size bigint;
+      first bigint; last bigint; size bigint; earliest bigint; latest bigint; before bigint;
+      is_tagged boolean;
     BEGIN
-      SELECT min(position), max(position), count(*) INTO first, last, size FROM fresh;
+      SELECT min(position), max(position), count(*), min(recorded_at), max(recorded_at),
+        bool_or(tags IS NOT NULL),
+        (SELECT recorded_at FROM {schema}.qntx_attestations
+         WHERE position = min(fresh.position) - 1)
+      INTO first, last, size, earliest, latest, is_tagged, before FROM fresh;
       IF size = 0 THEN
         RETURN NULL;
       END IF;
-      IF first < 1 OR last - first + 1 <> size
-        OR last <> (SELECT max(position) FROM qntx_attestations)
-        OR (first > 1 AND NOT EXISTS
-             (SELECT 1 FROM qntx_attestations WHERE position = first - 1))
-        OR EXISTS
+      -- Behind one that is there, without a hole: what is there already, the key refuses.
+      IF last - first + 1 <> size OR NOT (first = 1 OR coalesce(before <= earliest, false))
+        OR (earliest < latest AND EXISTS
              (SELECT 1 FROM
-               (SELECT recorded_at, lag(recorded_at) OVER (ORDER BY position) AS before
-                FROM qntx_attestations WHERE position BETWEEN first - 1 AND last) AS pair
-              WHERE recorded_at < before)
+               (SELECT recorded_at, lag(recorded_at) OVER (ORDER BY position) AS earlier
+                FROM fresh) AS pair
+              WHERE recorded_at < earlier))
       THEN
         RAISE EXCEPTION 'qntx_attestations: an insert must continue the log'
           USING ERRCODE = 'integrity_constraint_violation';
       END IF;
-      INSERT INTO qntx_tags (tag, position)
-      SELECT DISTINCT one.tag, fresh.position
-      FROM fresh, json_array_elements_text(fresh.tags::json) AS one(tag);
+      IF is_tagged THEN
+        INSERT INTO {schema}.qntx_tags (tag, position)
+        SELECT DISTINCT one.tag, fresh.position
+        FROM fresh, json_array_elements_text(fresh.tags::json) AS one(tag);
+      END IF;
       RETURN NULL;
     END $$
     """,
     """
     CREATE FUNCTION qntx_tags_are_true() RETURNS trigger LANGUAGE plpgsql
-    SET search_path = {schema}, pg_temp AS $$
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
     BEGIN
       IF EXISTS
-        (SELECT 1 FROM fresh LEFT JOIN qntx_attestations AS said USING (position)
+        (SELECT 1 FROM fresh LEFT JOIN {schema}.qntx_attestations AS said USING (position)
          WHERE said.tags IS NULL OR NOT fresh.tag IN
            (SELECT one.tag FROM json_array_elements_text(said.tags::json) AS one(tag)))
       THEN
@@ -153,142 +158,304 @@ GUARDS_POSTGRESQL = (
     "ALTER TABLE qntx_attestations ENABLE ALWAYS TRIGGER qntx_attestations_continue",
 )
 
-# An append, a pass and a wait, each in one way there and back. In PL/pgSQL every statement has a
-# snapshot of its own, so the head is read behind the lock, as it must be.
+# An append in one way there and back. What commits in between is a procedure, and so may not name
+# its schemas in a SET: every table and function is named with its schema. In PL/pgSQL a statement
+# has a snapshot of its own, so the head is read behind the lock, as it must be. Plans are kept,
+# since making them costs as much as what they plan; and made while a table is small they would
+# read all of it for ever, but for `enable_seqscan`.
+#
+# `qntx_waiting` finds what waits: whole transactions, at most some ten thousand rows. Whoever took
+# in all that he saw remembers in his session up to which transaction all is settled, and does not
+# look there again: dead rows that somebody's old snapshot keeps would be waded through each time.
 #
 # `qntx_move` is the one statement from inbox to log, so exactly once. Whole transactions, ordered
 # by each one's *last* number: by number alone they interleave, by their first an effect precedes
-# its cause, since who has read a commit draws later numbers. It ends before a transaction with an
-# id that the log has by now: that one the host sets aside first. `qntx_take_in` moves all that
-# waits, or answers false where a host must do it: to set something aside, or to project inline.
+# its cause, since who has read a commit draws later numbers.
+#
+# `qntx_take_in` moves all that waits, or answers false where a host must do it: to set an id aside
+# that the log has by now, or to project inline.
+#
+# `qntx_append`: whoever finds the lock free appends behind the head, commits and looks again.
+# Whoever finds it taken commits to the inbox and queues for the lock. When it is his, a holder
+# before him has moved his rows with those of all who waited, or he moves them. He answers the head
+# before his first, or -1 (a host must see to what is in the inbox) or -2 (nothing is done, and a
+# host must): the latter two also where somebody else's are under these ids. `qntx_settle` queues
+# in the same way for what a caller's transaction has left.
 APPENDING_POSTGRESQL = (
     """
-    CREATE FUNCTION qntx_lock() RETURNS bigint LANGUAGE sql STABLE
-    SET search_path = {schema}, pg_temp AS $$
-      SELECT (x'716E7478'::bigint << 32) + 'qntx_attestations'::regclass::oid::bigint
+    CREATE FUNCTION qntx_lock() RETURNS bigint LANGUAGE sql STABLE AS $$
+      SELECT (x'716E7478'::bigint << 32) + '{literal}.qntx_attestations'::regclass::oid::bigint
     $$
     """,
     """
-    CREATE FUNCTION qntx_door() RETURNS bigint LANGUAGE sql STABLE
-    SET search_path = {schema}, pg_temp AS $$
-      SELECT (x'716E7479'::bigint << 32) + 'qntx_attestations'::regclass::oid::bigint
+    CREATE FUNCTION qntx_settled() RETURNS text LANGUAGE sql STABLE AS $$
+      SELECT 'qntx.settled_'::text || '{literal}.qntx_attestations'::regclass::oid::text
     $$
     """,
     """
-    CREATE FUNCTION qntx_move(head bigint, recorded bigint) RETURNS SETOF text
-    LANGUAGE sql SET search_path = {schema}, pg_temp AS $$
-      WITH waiting AS (
-        SELECT inbox.tx, max(inbox.number) AS last, count(*) AS size,
-          bool_or(EXISTS (SELECT FROM qntx_attestations AS said WHERE said.id = inbox.id)) AS twin
-        FROM qntx_inbox AS inbox GROUP BY inbox.tx
-      ), counted AS (
-        SELECT tx, last, sum(size) OVER (ORDER BY last) - size AS before,
-          bool_or(twin) OVER (ORDER BY last) AS is_behind_twin
-        FROM waiting
-      ), moved AS (
-        DELETE FROM qntx_inbox AS inbox USING counted
-        WHERE inbox.tx = counted.tx AND counted.before < 10000 AND NOT counted.is_behind_twin
-        RETURNING counted.last, inbox.*
+    CREATE FUNCTION qntx_unsettled() RETURNS xid8 LANGUAGE sql STABLE AS $$
+      SELECT coalesce(nullif(current_setting({schema}.qntx_settled(), true), ''), '0')::xid8
+    $$
+    """,
+    """
+    CREATE FUNCTION qntx_any_waits() RETURNS boolean LANGUAGE plpgsql
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+    DECLARE
+      bound xid8 := {schema}.qntx_unsettled(); any_waits boolean; settled text;
+    BEGIN
+      SELECT EXISTS (SELECT FROM {schema}.qntx_inbox WHERE tx >= bound),
+        pg_snapshot_xmin(pg_current_snapshot())::text
+      INTO any_waits, settled;
+      IF NOT any_waits THEN
+        PERFORM set_config({schema}.qntx_settled(), settled, false);
+      END IF;
+      RETURN any_waits;
+    END $$
+    """,
+    """
+    CREATE FUNCTION qntx_waiting(
+      OUT txs xid8[], OUT contexts text[], OUT has_twins boolean, OUT settled text
+    ) LANGUAGE plpgsql SET enable_seqscan = off
+    SET plan_cache_mode = force_generic_plan AS $$
+    DECLARE
+      bound xid8 := {schema}.qntx_unsettled(); size bigint;
+    BEGIN
+      SELECT array_agg(DISTINCT waits.tx), array_agg(DISTINCT waits.context), count(*),
+        coalesce(bool_or(waits.is_twin), false), pg_snapshot_xmin(pg_current_snapshot())::text
+      INTO txs, contexts, size, has_twins, settled
+      FROM (
+        SELECT tx, context,
+          (SELECT true FROM {schema}.qntx_attestations AS said WHERE said.id = inbox.id LIMIT 1)
+            AS is_twin
+        FROM {schema}.qntx_inbox AS inbox WHERE tx >= bound LIMIT 10001
+      ) AS waits;
+      IF size > 10000 THEN
+        SELECT array_agg(whole.tx) INTO txs
+        FROM (
+          SELECT tx, sum(count(*)) OVER (ORDER BY max(number)) - count(*) AS before
+          FROM {schema}.qntx_inbox WHERE tx >= bound GROUP BY tx
+        ) AS whole
+        WHERE whole.before < 10000;
+        SELECT array_agg(DISTINCT inbox.context), coalesce(bool_or(
+          (SELECT true FROM {schema}.qntx_attestations AS said WHERE said.id = inbox.id LIMIT 1)
+        ), false)
+        INTO contexts, has_twins FROM {schema}.qntx_inbox AS inbox WHERE inbox.tx = ANY(txs);
+        settled := NULL;
+      END IF;
+    END $$
+    """,
+    """
+    CREATE FUNCTION qntx_move(txs xid8[], head bigint, recorded bigint, settled text)
+    RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off
+    SET plan_cache_mode = force_generic_plan AS $$
+    DECLARE
+      size bigint;
+    BEGIN
+      WITH moved AS (
+        DELETE FROM {schema}.qntx_inbox WHERE tx = ANY(txs) RETURNING *
+      ), whole AS (
+        SELECT *, max(number) OVER (PARTITION BY tx) AS last FROM moved
       )
-      INSERT INTO qntx_attestations (position, recorded_at, id, context, entity, actor, slice,
-        depth, schema_version, caused_by, correlation_id, tags, payload)
+      INSERT INTO {schema}.qntx_attestations (position, recorded_at, id, context, entity, actor,
+        slice, depth, schema_version, caused_by, correlation_id, tags, payload)
       SELECT head + row_number() OVER (ORDER BY last, number), recorded, id, context, entity, actor,
         slice, depth, schema_version, caused_by, correlation_id, tags, payload
-      FROM moved
-      RETURNING context
-    $$
+      FROM whole;
+      GET DIAGNOSTICS size = ROW_COUNT;
+      IF settled IS NOT NULL THEN
+        PERFORM set_config({schema}.qntx_settled(), settled, false);
+      END IF;
+      RETURN size;
+    END $$
     """,
     """
-    CREATE FUNCTION qntx_take_in(inline text[]) RETURNS boolean
-    LANGUAGE plpgsql SET search_path = {schema}, pg_temp AS $$
-    DECLARE
-      head bigint; before bigint; clock bigint;
+    CREATE FUNCTION qntx_head(OUT head bigint, OUT recorded bigint) LANGUAGE plpgsql
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
     BEGIN
-      WHILE EXISTS (SELECT FROM qntx_inbox) LOOP
-        IF EXISTS (SELECT FROM qntx_inbox AS waits WHERE waits.context = ANY(inline)
-             OR EXISTS (SELECT FROM qntx_attestations AS said WHERE said.id = waits.id)) THEN
+      SELECT position, recorded_at INTO head, recorded
+      FROM {schema}.qntx_attestations ORDER BY position DESC LIMIT 1;
+      head := coalesce(head, 0);
+      recorded := greatest(recorded, floor(extract(epoch FROM clock_timestamp()) * 1000000.0));
+    END $$
+    """,
+    """
+    CREATE FUNCTION qntx_take_in(inline text[]) RETURNS boolean LANGUAGE plpgsql
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+    DECLARE
+      waits record; now record;
+    BEGIN
+      WHILE {schema}.qntx_any_waits() LOOP
+        SELECT * INTO waits FROM {schema}.qntx_waiting();
+        IF waits.has_twins OR waits.contexts && inline THEN
           RETURN false;
         END IF;
-        SELECT position, recorded_at INTO head, before
-        FROM qntx_attestations ORDER BY position DESC LIMIT 1;
-        clock := floor(extract(epoch FROM clock_timestamp()) * 1000000);
-        PERFORM qntx_move(coalesce(head, 0), greatest(clock, before));
+        SELECT * INTO now FROM {schema}.qntx_head();
+        PERFORM {schema}.qntx_move(waits.txs, now.head, now.recorded, waits.settled);
+        EXIT WHEN waits.settled IS NOT NULL;
       END LOOP;
       RETURN true;
     END $$
     """,
     """
-    CREATE FUNCTION qntx_pass(inline text[]) RETURNS boolean
-    LANGUAGE plpgsql SET search_path = {schema}, pg_temp AS $$
-    BEGIN
-      IF NOT EXISTS (SELECT FROM qntx_inbox) OR NOT pg_try_advisory_xact_lock(qntx_lock()) THEN
-        RETURN true;
-      END IF;
-      PERFORM pg_advisory_xact_lock(qntx_door());
-      RETURN qntx_take_in(inline);
-    END $$
-    """,
-    """
-    CREATE FUNCTION qntx_append(
+    CREATE FUNCTION qntx_sequence(
       inline text[],
       ids text[], contexts text[], entities text[], actors text[], slices int[], depths int[],
       schema_versions int[], causes text[], correlation_ids text[], tags text[], payloads text[]
-    ) RETURNS bigint LANGUAGE plpgsql SET search_path = {schema}, pg_temp AS $$
+    ) RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off
+    SET plan_cache_mode = force_generic_plan AS $$
     DECLARE
-      head bigint; before bigint; clock bigint; dropped int;
+      head bigint; recorded bigint;
     BEGIN
-      IF NOT pg_try_advisory_xact_lock(qntx_lock()) THEN
-        INSERT INTO qntx_inbox (whole, id, context, entity, actor, slice, depth, schema_version,
-          caused_by, correlation_id, tags, payload)
-        SELECT true, said.id, said.context, said.entity, said.actor, said.slice, said.depth,
-          said.schema_version, said.caused_by, said.correlation_id, said.tags, said.payload
-        FROM unnest(ids, contexts, entities, actors, slices, depths, schema_versions, causes,
-          correlation_ids, tags, payloads) WITH ORDINALITY AS said(id, context, entity, actor,
-          slice, depth, schema_version, caused_by, correlation_id, tags, payload, ordinal)
-        ORDER BY said.ordinal
-        ON CONFLICT (id) DO NOTHING;
-        GET DIAGNOSTICS dropped = ROW_COUNT;
-        IF dropped < cardinality(ids) THEN
-          RAISE unique_violation USING MESSAGE = 'an id waits in qntx_inbox already';
-        END IF;
-        RETURN -1;
-      END IF;
-      PERFORM pg_advisory_xact_lock(qntx_door());
-      IF NOT qntx_take_in(inline) THEN
+      IF EXISTS (SELECT FROM {schema}.qntx_inbox WHERE tx >= {schema}.qntx_unsettled())
+        AND NOT {schema}.qntx_take_in(inline)
+      THEN
         RETURN -2;
       END IF;
-      SELECT position, recorded_at INTO head, before
-      FROM qntx_attestations ORDER BY position DESC LIMIT 1;
-      clock := floor(extract(epoch FROM clock_timestamp()) * 1000000);
-      INSERT INTO qntx_attestations (position, recorded_at, id, context, entity, actor, slice,
-        depth, schema_version, caused_by, correlation_id, tags, payload)
-      SELECT coalesce(head, 0) + said.ordinal, greatest(clock, before), said.id, said.context,
-        said.entity, said.actor, said.slice, said.depth, said.schema_version, said.caused_by,
-        said.correlation_id, said.tags, said.payload
+      SELECT position, recorded_at INTO head, recorded
+      FROM {schema}.qntx_attestations ORDER BY position DESC LIMIT 1;
+      head := coalesce(head, 0);
+      recorded := greatest(recorded, floor(extract(epoch FROM clock_timestamp()) * 1000000.0));
+      INSERT INTO {schema}.qntx_attestations (position, recorded_at, id, context, entity, actor,
+        slice, depth, schema_version, caused_by, correlation_id, tags, payload)
+      SELECT head + said.ordinal, recorded, said.id, said.context, said.entity, said.actor,
+        said.slice, said.depth, said.schema_version, said.caused_by, said.correlation_id, said.tags,
+        said.payload
       FROM unnest(ids, contexts, entities, actors, slices, depths, schema_versions, causes,
         correlation_ids, tags, payloads) WITH ORDINALITY AS said(id, context, entity, actor,
         slice, depth, schema_version, caused_by, correlation_id, tags, payload, ordinal);
-      RETURN coalesce(head, 0);
+      RETURN head;
     END $$
     """,
     """
-    CREATE FUNCTION qntx_await(wanted text[], patience text, inline text[])
-    RETURNS TABLE (id text, "position" bigint, context text, actor text, entity text,
-      schema_version int, payload text, tags text)
-    LANGUAGE plpgsql SET search_path = {schema}, pg_temp AS $$
-    #variable_conflict use_column
+    CREATE FUNCTION qntx_drop(
+      ids text[], contexts text[], entities text[], actors text[], slices int[], depths int[],
+      schema_versions int[], causes text[], correlation_ids text[], tags text[], payloads text[]
+    ) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off
+    SET plan_cache_mode = force_generic_plan AS $$
     BEGIN
-      PERFORM set_config('lock_timeout', patience, true);
-      PERFORM pg_advisory_xact_lock_shared(qntx_door());
-      IF EXISTS (SELECT FROM qntx_inbox WHERE qntx_inbox.id = ANY(wanted))
-        AND pg_try_advisory_xact_lock(qntx_lock())
-      THEN
-        PERFORM pg_advisory_xact_lock(qntx_door());
-        PERFORM qntx_take_in(inline);
+      IF EXISTS (SELECT FROM {schema}.qntx_attestations WHERE id = ANY(ids)) THEN
+        RETURN false;
       END IF;
-      RETURN QUERY
-      SELECT id, position, context, actor, entity, schema_version, payload, tags
-      FROM qntx_attestations WHERE id = ANY(wanted);
+      INSERT INTO {schema}.qntx_inbox (whole, id, context, entity, actor, slice, depth,
+        schema_version, caused_by, correlation_id, tags, payload)
+      SELECT true, said.id, said.context, said.entity, said.actor, said.slice, said.depth,
+        said.schema_version, said.caused_by, said.correlation_id, said.tags, said.payload
+      FROM unnest(ids, contexts, entities, actors, slices, depths, schema_versions, causes,
+        correlation_ids, tags, payloads) WITH ORDINALITY AS said(id, context, entity, actor,
+        slice, depth, schema_version, caused_by, correlation_id, tags, payload, ordinal)
+      ORDER BY said.ordinal;
+      RETURN true;
+    END $$
+    """,
+    """
+    CREATE FUNCTION qntx_join(
+      inline text[],
+      ids text[], contexts text[], entities text[], actors text[], schema_versions int[],
+      all_tags text[], payloads text[]
+    ) RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off
+    SET plan_cache_mode = force_generic_plan AS $$
+    DECLARE
+      size bigint; first bigint; last bigint;
+    BEGIN
+      IF NOT EXISTS (SELECT FROM {schema}.qntx_attestations WHERE id = ids[1]) THEN
+        PERFORM {schema}.qntx_take_in(inline);
+      END IF;
+      SELECT count(*), min(there.position - said.ordinal), max(there.position - said.ordinal)
+      INTO size, first, last
+      FROM unnest(ids, contexts, entities, actors, schema_versions, all_tags, payloads)
+        WITH ORDINALITY AS said(id, context, entity, actor, schema_version, tags, payload, ordinal)
+      CROSS JOIN LATERAL (SELECT * FROM {schema}.qntx_attestations AS one
+        WHERE one.id = said.id LIMIT 1) AS there
+      WHERE there.context = said.context AND there.entity = said.entity
+        AND there.actor = said.actor AND there.schema_version = said.schema_version
+        AND there.payload = said.payload AND there.tags IS NOT DISTINCT FROM said.tags;
+      RETURN CASE WHEN size = cardinality(ids) AND first = last THEN first ELSE -1 END;
+    END $$
+    """,
+    """
+    CREATE PROCEDURE qntx_pass(INOUT is_done boolean, inline text[]) LANGUAGE plpgsql AS $$
+    BEGIN
+      LOOP
+        is_done := NOT {schema}.qntx_any_waits();
+        IF is_done OR current_setting('transaction_isolation') <> 'read committed' THEN
+          RETURN;
+        END IF;
+        is_done := NOT pg_try_advisory_xact_lock({schema}.qntx_lock());
+        IF is_done THEN
+          RETURN;
+        END IF;
+        is_done := {schema}.qntx_take_in(inline);
+        COMMIT;
+        IF NOT is_done THEN
+          RETURN;
+        END IF;
+      END LOOP;
+    END $$
+    """,
+    """
+    CREATE FUNCTION qntx_waits(wanted text) RETURNS boolean LANGUAGE plpgsql
+    SET enable_seqscan = off AS $$
+    BEGIN
+      RETURN EXISTS (SELECT FROM {schema}.qntx_inbox WHERE id = wanted);
+    END $$
+    """,
+    """
+    CREATE PROCEDURE qntx_settle(
+      INOUT is_done boolean, patience text, inline text[], wanted text
+    ) LANGUAGE plpgsql AS $$
+    BEGIN
+      is_done := NOT {schema}.qntx_waits(wanted);
+      IF is_done OR current_setting('transaction_isolation') <> 'read committed' THEN
+        RETURN;
+      END IF;
+      PERFORM set_config('lock_timeout', patience, true);
+      PERFORM pg_advisory_xact_lock({schema}.qntx_lock());
+      is_done := NOT {schema}.qntx_waits(wanted) OR {schema}.qntx_take_in(inline);
+      COMMIT;
+      IF is_done THEN
+        CALL {schema}.qntx_pass(is_done, inline);
+      END IF;
+    END $$
+    """,
+    """
+    CREATE PROCEDURE qntx_append(
+      INOUT head bigint, INOUT is_done boolean, patience text, inline text[],
+      ids text[], contexts text[], entities text[], actors text[], slices int[], depths int[],
+      schema_versions int[], causes text[], correlation_ids text[], tags text[], payloads text[]
+    ) LANGUAGE plpgsql AS $$
+    BEGIN
+      is_done := true;
+      head := -2;
+      IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RETURN;
+      END IF;
+      IF pg_try_advisory_xact_lock({schema}.qntx_lock()) THEN
+        head := {schema}.qntx_sequence(inline, ids, contexts, entities, actors, slices, depths,
+          schema_versions, causes, correlation_ids, tags, payloads);
+        IF head < 0 THEN
+          RETURN;
+        END IF;
+      ELSE
+        PERFORM set_config('lock_timeout', patience, true);
+        IF NOT {schema}.qntx_drop(ids, contexts, entities, actors, slices, depths,
+          schema_versions, causes, correlation_ids, tags, payloads)
+        THEN
+          RETURN;
+        END IF;
+        COMMIT;
+        PERFORM set_config('lock_timeout', patience, true);
+        -- Its own statement: together with what is read next, two passes would share a position.
+        PERFORM pg_advisory_xact_lock({schema}.qntx_lock());
+        head := {schema}.qntx_join(inline, ids, contexts, entities, actors, schema_versions, tags,
+          payloads);
+        COMMIT;
+        -- Whoever has the lock by now looks again in his turn, and most often somebody has.
+        IF NOT pg_try_advisory_xact_lock({schema}.qntx_lock()) THEN
+          RETURN;
+        END IF;
+      END IF;
+      COMMIT;
+      CALL {schema}.qntx_pass(is_done, inline);
     END $$
     """,
 )
@@ -312,8 +479,9 @@ def on_postgresql() -> list[str]:
     So nobody's table of the same name can stand in for ours.
     """
     schema = op.get_bind().execute(sa.text("SELECT quote_ident(current_schema())")).scalar_one()
+    literal = schema.replace("'", "''")
     written = (*GUARDS_POSTGRESQL, *APPENDING_POSTGRESQL)
-    return [statement.replace("{schema}", schema) for statement in written]
+    return [one.replace("{schema}", schema).replace("{literal}", literal) for one in written]
 
 
 def said() -> list[sa.Column[object]]:
@@ -367,10 +535,10 @@ def create_inbox() -> None:
     """Make the table where what is committed waits for its position."""
     op.create_table(
         "qntx_inbox",
-        sa.Column("number", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+        sa.Column("id", WORDS, primary_key=True),
+        sa.Column("number", sa.BigInteger, sa.Identity(always=True), nullable=False),
         sa.Column("tx", sa.Text, nullable=False),
         sa.Column("whole", sa.Boolean, nullable=False),
-        sa.Column("id", WORDS, nullable=False, unique=True),
         *said(),
     )
     op.execute(
@@ -379,6 +547,7 @@ def create_inbox() -> None:
             "ALTER tx SET DEFAULT pg_current_xact_id()"
         )
     )
+    op.create_index("qntx_inbox_tx", "qntx_inbox", ["tx"])
 
 
 def create_projectors() -> None:

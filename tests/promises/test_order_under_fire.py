@@ -162,11 +162,13 @@ CALLER = """
 import os, signal, sys
 from sqlalchemy import create_engine
 from qntx_es import Attestation, Host, faults
+from qntx_es.database import Database
+from qntx_es.sequencer import Sequencer
 
 url, point = sys.argv[1:]
 host = Host(url)
 with create_engine(url).begin() as connection:
-    one, _ = host.append(
+    host.append(
         [Attestation(context="seen", entity=e, actor="ann", payload={"n": 0}) for e in "ab"],
         session=connection,
     )
@@ -175,7 +177,7 @@ def die():
 if point == "commit":
     die()
 with faults.planned({point: die}):
-    one.position
+    Sequencer(Database(url)).run_pass()
 """
 
 

@@ -33,6 +33,7 @@ from sqlalchemy.orm import Session
 
 from qntx_es import Attestation, LogBusy, PositionPending, Recorded, faults
 from qntx_es.database import Database
+from qntx_es.inbox import move, waiting
 from qntx_es.log import Log
 from qntx_es.sequencer import Sequencer
 
@@ -153,7 +154,7 @@ class ByAnotherMove(Order):
 
     def __init__(self, url: str, stack: ExitStack, ours: str, theirs: str) -> None:
         super().__init__(url, stack)
-        asked = text("SELECT pg_get_functiondef('qntx_move(bigint,bigint)'::regprocedure)")
+        asked = text("SELECT pg_get_functiondef('qntx_move'::regproc)")
         with self.database.write() as connection:
             definition = connection.execute(asked).scalar_one()
             assert definition.count(ours) == 1
@@ -485,8 +486,8 @@ def test_the_machine_finds_what_a_sequence_loses(postgres_url: str, stack: ExitS
     ("ours", "theirs", "trouble"),
     [
         pytest.param(
-            "max(inbox.number) AS last",
-            "min(inbox.number) AS last",
+            "max(number) OVER",
+            "min(number) OVER",
             "an effect stands before its cause",
             id="by the first",
         ),
@@ -517,7 +518,9 @@ class LockAndHeadInOne(Sequencer):
         )
         with self._database.write() as connection:
             head = connection.execute(lock_and_head).one().head
-            connection.execute(text("SELECT qntx_move(:head, :now)"), {"head": head, "now": FAR})
+            waits = waiting(connection)
+            assert waits is not None
+            move(connection, waits, head, FAR)
 
 
 def race(order: Order, sequencer: Sequencer) -> list[BaseException]:

@@ -1,0 +1,164 @@
+"""Procedures called in one way there and back, each a transaction of its own: PostgreSQL.
+
+An append is one such call, and a host may make thousands in a second. To take a connection out of
+a pool, have it commit by itself, and undo both costs as much as the call does, and so does what a
+driver does for any statement at all. So some connections are kept that always commit by themselves,
+made by the engine as it makes all others, and spoken to in the driver's lowest words.
+"""
+
+import struct
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+from weakref import finalize
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+Value: TypeAlias = str | Sequence[str | None] | Sequence[int]
+
+# At most so many at once. The log takes one at a time; the others only wait together.
+CALLS_MAX = 10
+_IDLE = 0  # psycopg.pq.TransactionStatus
+_DONE, _TUPLES = 1, 2  # psycopg.pq.ExecStatus
+_TEXT, _BINARY = 0, 1
+# PostgreSQL's wire form of an array: dimensions, has nulls, type, then size and first index.
+_ARRAY = struct.Struct("!iiIii")
+_SIZE = struct.Struct("!i")
+_INT = struct.Struct("!ii")
+_TEXT_TYPE, _INT_TYPE = 25, 23
+_NULL = _SIZE.pack(-1)
+
+
+@dataclass(slots=True)
+class _Line:
+    """A connection of the driver's that commits by itself, and what is prepared on it."""
+
+    driver: Any
+    prepared: set[bytes] = field(default_factory=set)
+
+    def run(self, statement: bytes, values: Sequence[Value]) -> Any:  # noqa: ANN401 - a result
+        formats = [_TEXT if isinstance(one, str) else _BINARY for one in values]
+        encoded = [*map(encode, values)]
+        if self.driver.prepare_threshold is None:  # the driver's switch, for some proxies
+            return self.driver.pgconn.exec_params(statement, encoded, param_formats=formats)
+        if statement not in self.prepared:
+            result = self.driver.pgconn.prepare(_name(statement), statement)
+            if result.status != _DONE:
+                return result
+            self.prepared.add(statement)
+        return self.driver.pgconn.exec_prepared(_name(statement), encoded, formats)
+
+
+def _name(statement: bytes) -> bytes:
+    return b"qntx_%d" % (hash(statement) & 0xFFFFFFFF)
+
+
+class Calls:
+    """Calls procedures of one database, from any thread."""
+
+    def __init__(self, engine: Engine, timeout_seconds: float) -> None:
+        self._engine = engine
+        self._timeout_seconds = timeout_seconds
+        self._free = threading.Semaphore(CALLS_MAX)
+        self._kept: deque[_Line] = deque()
+        finalize(self, _close, self._kept)
+
+    def call(self, statement: bytes, values: Sequence[Value]) -> list[str | None]:
+        """Run a statement with its $1…, and return its one row as text.
+
+        Raises what SQLAlchemy would.
+        """
+        if not self._free.acquire(timeout=self._timeout_seconds):
+            raise PoolTimeout
+        try:
+            return self._run(_pop(self._kept) or self._connect(), statement, values)
+        finally:
+            self._free.release()
+
+    def close(self) -> None:
+        """Close what is kept; the next call opens anew."""
+        _close(self._kept)
+
+    def _connect(self) -> _Line:
+        connection = self._engine.connect()
+        driver: Any = connection.connection.driver_connection
+        connection.detach()  # what is kept here must not be missing in the pool
+        driver.autocommit = True
+        return _Line(driver)
+
+    def _run(self, line: _Line, statement: bytes, values: Sequence[Value]) -> list[str | None]:
+        try:
+            result = line.run(statement, values)
+        except self._psycopg.Error as error:
+            self._lose(line)
+            raise self._named(error, statement, is_lost=True) from error
+        except BaseException:
+            line.driver.close()  # whatever it was amid
+            raise
+        is_lost = line.driver.info.transaction_status != _IDLE
+        if is_lost:
+            self._lose(line)
+        else:
+            self._kept.append(line)
+        if result.status != _TUPLES:
+            refusal = self._psycopg.errors.error_from_result(result)
+            raise self._named(refusal, statement, is_lost=is_lost) from refusal
+        row = (result.get_value(0, column) for column in range(result.nfields))
+        return [None if one is None else one.decode() for one in row]
+
+    @property
+    def _psycopg(self) -> Any:  # noqa: ANN401 - the driver, an extra: whoever has a line has it
+        return self._engine.dialect.loaded_dbapi
+
+    def _lose(self, line: _Line) -> None:
+        """Give up a line, and as SQLAlchemy does all others: they are not trusted either."""
+        line.driver.close()
+        self.close()
+        self._engine.dispose()
+
+    def _named(self, error: Any, statement: bytes, *, is_lost: bool) -> BaseException:  # noqa: ANN401
+        """Return an error of the driver's as SQLAlchemy raises it."""
+        named: BaseException = DBAPIError.instance(
+            statement.decode(),
+            None,
+            error,
+            self._psycopg.Error,
+            connection_invalidated=is_lost,
+            dialect=self._engine.dialect,
+        )
+        return named
+
+
+def _pop(kept: deque[_Line]) -> _Line | None:
+    try:
+        return kept.pop()
+    except IndexError:
+        return None
+
+
+def _close(kept: deque[_Line]) -> None:
+    while (line := _pop(kept)) is not None:
+        line.driver.close()
+
+
+def encode(value: Value) -> bytes:
+    """Return a parameter in PostgreSQL's form: a text as it is, an array as binary."""
+    if isinstance(value, str):
+        return value.encode()
+    has_null, element = 0, _TEXT_TYPE
+    parts: list[bytes] = []
+    for one in value:
+        if one is None:
+            has_null = 1
+            parts.append(_NULL)
+        elif isinstance(one, str):
+            text = one.encode()
+            parts += (_SIZE.pack(len(text)), text)
+        else:
+            element = _INT_TYPE
+            parts.append(_INT.pack(4, one))
+    return _ARRAY.pack(1, has_null, element, len(value), 1) + b"".join(parts)
