@@ -8,10 +8,9 @@ start at a barrier, run for some seconds, and are counted in the tables afterwar
 - one attestation a commit, by many writers, against the same writers under an advisory lock;
 - one in the caller's own transaction, kept open for 10 ms, by many callers against one alone.
 
-    python benchmarks/contention.py [--seconds 2] [--rounds 5] [--writers 8]
+append.py measures it with the rest.
 """
 
-import argparse
 import multiprocessing
 import random
 import time
@@ -21,7 +20,7 @@ from statistics import median
 
 from sqlalchemy import text
 
-from benchmarks.append import PLACED, Bare, Ratio, said, show
+from benchmarks.ratios import PLACED, Bare, Ratio, said
 from qntx_es import Host
 from qntx_es.statements import values_of
 from qntx_es.testing import PostgresServer
@@ -93,13 +92,13 @@ def write(url: str, way: str, barrier: Barrier, rounds: int, seconds: float) -> 
 class Crowd:
     """So many processes that write in one way, into one table, when told to."""
 
-    def __init__(self, host: Host, way: str, size: int, asked: argparse.Namespace) -> None:
+    def __init__(self, host: Host, way: str, size: int, *, rounds: int, seconds: float) -> None:
         spawned = multiprocessing.get_context("spawn")
         self._engine = host.database.engine
         self._table = "bare" if way == "under_lock" else "qntx_attestations"
         self._barrier = spawned.Barrier(size + 1, timeout=STALL_SECONDS)
         url = self._engine.url.render_as_string(hide_password=False)
-        given = (url, way, self._barrier, asked.rounds, asked.seconds)
+        given = (url, way, self._barrier, rounds, seconds)
         self._processes = [spawned.Process(target=write, args=given) for _ in range(size)]
         for process in self._processes:
             process.start()
@@ -134,35 +133,25 @@ def compare(what: str, target: float, ours: Crowd, other: Crowd, rounds: int) ->
     return Ratio(what, f"{own:,.0f}/s", f"{theirs:,.0f}/s", ratio, target)
 
 
-def main() -> None:
-    """Measure both, and print one table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2)
-    parser.add_argument("--writers", type=int, action="append")
-    asked = parser.parse_args()
+def measure(server: PostgresServer, rounds: int, seconds: float) -> list[Ratio]:
+    """Measure both, each in a database of its own."""
     found = []
-    with PostgresServer.start(durable=True) as server:
-        for size in asked.writers or WRITERS:
-            host = Host(server.create_database())
-            host.upgrade()
-            bare = Bare(host)
-            bare.create()
-            bare.close()
-            ours = Crowd(host, "append", size, asked)
-            other = Crowd(host, "under_lock", size, asked)
-            what = f"PostgreSQL, {size} writers, against a lock held to commit"
-            found.append(compare(what, LOCK_TARGET, ours, other, asked.rounds))
-            host.close()
+    for size in WRITERS:
         host = Host(server.create_database())
         host.upgrade()
-        together = Crowd(host, "append_within", CALLERS, asked)
-        alone = Crowd(host, "append_within", 1, asked)
-        what = f"PostgreSQL, {CALLERS} callers' own transactions, against one"
-        found.append(compare(what, CALLERS_TARGET, together, alone, asked.rounds))
+        bare = Bare(host)
+        bare.create()
+        bare.close()
+        ours = Crowd(host, "append", size, rounds=rounds, seconds=seconds)
+        other = Crowd(host, "under_lock", size, rounds=rounds, seconds=seconds)
+        what = f"PostgreSQL, {size} writers, against a lock held to commit"
+        found.append(compare(what, LOCK_TARGET, ours, other, rounds))
         host.close()
-    show(found)
-
-
-if __name__ == "__main__":
-    main()
+    host = Host(server.create_database())
+    host.upgrade()
+    together = Crowd(host, "append_within", CALLERS, rounds=rounds, seconds=seconds)
+    alone = Crowd(host, "append_within", 1, rounds=rounds, seconds=seconds)
+    what = f"PostgreSQL, {CALLERS} callers' own transactions, against one"
+    found.append(compare(what, CALLERS_TARGET, together, alone, rounds))
+    host.close()
+    return found

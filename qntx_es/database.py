@@ -36,13 +36,17 @@ from qntx_es.errors import (
 )
 from qntx_es.tables import REVISION, VERSION_TABLE
 
-PAGE_BYTES = 16_384
+PAGE_BYTES = 4_096
+# SQLite's write-ahead log, in pages, before it is written back.
+WAL_PAGES_MIN, WAL_PAGES_MAX = 1_000, 40_000
+WAL_SHARE = 4
 SQLITE_OLDEST = (3, 35, 0)
 POSTGRESQL_OLDEST = (14,)
 # Half of a host's connections wait in the pool, the rest are made for a burst.
 POOL_SIZE = 10
 POOL_OVERFLOW = 20
 WRITE = "qntx_write"
+WAL_PAGES = "qntx_wal_pages"
 # PostgreSQL's clock, in microseconds since 1970.
 CLOCK = func.floor(func.extract("epoch", func.clock_timestamp()) * 1_000_000)
 UPGRADE_LOCK = 0x716E7478_00000001  # "qntx" in the upper half: a key nobody else will choose
@@ -117,10 +121,26 @@ class Database:
         try:
             with self.named_errors(), self.engine.connect() as connection:
                 connection.execution_options(**{WRITE: True})
+                self._let_wal_grow(connection)
                 with connection.begin():
                     yield connection
         finally:
             self._writer.release()
+
+    def _let_wal_grow(self, connection: Connection) -> None:
+        """Let the write-ahead log of a file grow to a quarter of the file itself.
+
+        A long log dirties a page of its index for nearly every attestation. Written back for every
+        thousand pages, as SQLite has it by default, each would be written back by itself.
+        """
+        if self._file is None or not self._file.exists():
+            return
+        pages = self._file.stat().st_size // (WAL_SHARE * PAGE_BYTES)
+        pages = min(max(pages, WAL_PAGES_MIN), WAL_PAGES_MAX)
+        if pages >= 2 * connection.info.get(WAL_PAGES, 0):
+            driver: Any = connection.connection.driver_connection
+            driver.execute(f"PRAGMA wal_autocheckpoint = {pages}")
+            connection.info[WAL_PAGES] = pages
 
     def now(self, connection: Connection) -> int:
         """Return the database's clock, in microseconds since 1970."""

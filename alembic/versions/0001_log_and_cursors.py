@@ -20,9 +20,11 @@ POSITION = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 GUARDS_SQLITE = (
     """
     CREATE TRIGGER qntx_attestations_continue BEFORE INSERT ON qntx_attestations
-    WHEN new.position IS NOT 1 + (SELECT coalesce(max(position), 0) FROM qntx_attestations)
-      OR new.recorded_at <
-         (SELECT recorded_at FROM qntx_attestations WHERE position = new.position - 1)
+    WHEN coalesce(
+        (SELECT new.position = position + 1 AND new.recorded_at >= recorded_at
+         FROM qntx_attestations ORDER BY position DESC LIMIT 1),
+        new.position = 1
+      ) IS NOT 1
       OR EXISTS (SELECT 1 FROM qntx_attestations WHERE id = new.id)
       OR (new.entity_version IS NOT NULL AND EXISTS
            (SELECT 1 FROM qntx_attestations
