@@ -169,7 +169,8 @@ def fill(host: Host, length: int) -> None:
         with host.database.write() as connection:
             connection.execute(insert, {"first": first, "last": last, "payload": payload})
     if not host.database.is_sqlite:
-        with host.database.autocommit() as connection:
+        alone = host.database.engine.execution_options(isolation_level="AUTOCOMMIT")
+        with alone.connect() as connection:
             connection.execute(text("VACUUM ANALYZE"))
 
 

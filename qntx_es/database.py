@@ -94,12 +94,6 @@ class Database:
                 connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
 
-    @contextmanager
-    def autocommit(self) -> Iterator[Connection]:
-        """Give a connection whose every statement is a transaction: one way there and back."""
-        with self.named_errors(), self.engine.connect() as connection:
-            yield connection.execution_options(isolation_level="AUTOCOMMIT")
-
     def call(self, statement: bytes, values: Sequence[Value]) -> list[str | None]:
         """Run what is a transaction of its own, and return its one row as text: PostgreSQL."""
         with self.named_errors():

@@ -78,8 +78,9 @@ class Log:
         (`ConditionNeedsOwnTransaction`). Raises `OtherDatabase`.
 
         Raises `ConflictingAttestation`, `AppendConditionFailed`, `LogRegression` (the log ends
-        before `after`), `InvalidCondition`, `TooMany` (over 10 000), `LogBusy`, and
-        `PositionPending` when all is committed but another process keeps the order waiting.
+        before `after`), `InvalidCondition`, `TooMany` (over 10 000), `TooLarge` (over 16 MiB),
+        `LogBusy`, and `PositionPending` when all is committed but another process keeps the order
+        waiting.
         """
         is_one = isinstance(attestations, Attestation)
         said = [attestations] if isinstance(attestations, Attestation) else list(attestations)

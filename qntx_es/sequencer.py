@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from sqlalchemy import Connection, Executable
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
@@ -33,6 +33,7 @@ from qntx_es.errors import (
     NotYetCommitted,
     PositionPending,
     QntxError,
+    TooLarge,
     TooMany,
     UnsupportedDatabase,
 )
@@ -66,6 +67,7 @@ from qntx_es.statements import (
 logger = logging.getLogger(__name__)
 
 APPEND_MAX = 10_000
+APPEND_BYTES_MAX = 16 << 20
 
 
 class Receipt:
@@ -170,11 +172,10 @@ class Sequencer:
         """Append all or none, in a transaction of our own, and return their receipts in order.
 
         An id the log holds with the same bytes gives the first receipt; with others it raises
-        `ConflictingAttestation`. Raises `TooMany`, `LogBusy`, `PositionPending`, and what a
-        condition raises.
+        `ConflictingAttestation`. Raises `TooMany`, `TooLarge`, `LogBusy`, `PositionPending`, and
+        what a condition raises.
         """
-        if len(attestations) > APPEND_MAX:
-            raise TooMany
+        _check_size(attestations)
         if not attestations:
             return []
         if condition is not None:
@@ -188,11 +189,10 @@ class Sequencer:
     ) -> list[Receipt]:
         """Append in the caller's transaction, which is never committed, undone or retried here.
 
-        All are left or, where something is refused, none. Raises `TooMany`, `LogBusy`,
+        All are left or, where something is refused, none. Raises `TooMany`, `TooLarge`, `LogBusy`,
         `ConflictingAttestation`.
         """
-        if len(attestations) > APPEND_MAX:
-            raise TooMany
+        _check_size(attestations)
         with self._database.named_errors():
             self._kinship.check(connection)
             if self._database.is_sqlite:
@@ -216,8 +216,7 @@ class Sequencer:
         """
         with self._locked() as (connection, head, now):
             chosen = list(choose(Turn(connection, head.position, now)))
-            if len(chosen) > APPEND_MAX:
-                raise TooMany
+            _check_size(chosen)
             receipts = self._sequence(connection, chosen, head, now, numbers)
             faults.point("append.before_commit")
         faults.point("append.after_commit")
@@ -344,7 +343,9 @@ class Sequencer:
         except IntegrityError:
             return None  # an id is there: compare, as few appends have to
         except LogBusy as error:
-            self._refuse_pending(fresh, error)
+            if self._is_committed(fresh):
+                raise PositionPending from error
+            raise
         faults.point("append.after_commit")
         if appended.head == OTHERS_FIRST:
             return None
@@ -355,12 +356,12 @@ class Sequencer:
         positions = {one.id: appended.head + n for n, one in enumerate(fresh, 1)}
         return [Receipt(one.id, positions[one.id]) for one in attestations]
 
-    def _refuse_pending(self, fresh: Sequence[Attestation], busy: LogBusy) -> NoReturn:
-        """Say what became of an append that waited for a lock too long."""
+    def _is_committed(self, said: Sequence[Attestation]) -> bool:
+        """Tell what became of an append that waited for a lock too long."""
+        ids = [one.id for one in said]
         with self._database.read() as connection:
-            if connection.execute(waiting_of(), {"ids": [one.id for one in fresh]}).first():
-                raise PositionPending from busy
-        raise busy
+            waits = connection.execute(waiting_of(), {"ids": ids}).first()
+            return waits is not None or bool(known_by_id(connection, ids))
 
     def _append_by_turns(self, attestations: Sequence[Attestation]) -> list[Receipt]:
         while True:
@@ -533,6 +534,17 @@ class Sequencer:
         if self.inline is not None and not contexts.isdisjoint(self.inline.contexts):
             faults.point("pass.before_inline")
             self.inline(connection, head)
+
+
+def _check_size(attestations: Sequence[Attestation]) -> None:
+    if len(attestations) > APPEND_MAX:
+        raise TooMany
+    size = sum(len(one.text.encode()) for one in attestations)
+    if size > APPEND_BYTES_MAX:
+        raise TooLarge(
+            f"these payloads have {size} bytes together. At most {APPEND_BYTES_MAX} in one append: "
+            "append them in parts"
+        )
 
 
 def _unknown(attestations: Sequence[Attestation], known: dict[str, Any]) -> list[Attestation]:

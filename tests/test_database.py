@@ -27,7 +27,7 @@ from qntx_es import (
     Settings,
     UnsupportedDatabase,
 )
-from qntx_es.database import Database
+from qntx_es.database import PAGE_BYTES, WAL_PAGES_MIN, WAL_SHARE, Database
 from qntx_es.log import Log
 from qntx_es.sequencer import Sequencer
 from qntx_es.tables import REVISION, VERSION_TABLE
@@ -436,3 +436,25 @@ def run(threads: list[threading.Thread]) -> None:
 def test_the_driver_is_as_new_as_it_must_be() -> None:
     """The suite itself runs on a SQLite that is supported."""
     assert sqlite3.sqlite_version_info >= (3, 35)
+
+
+def test_the_write_ahead_log_grows_with_the_file(sqlite_url: str, tmp_path: Path) -> None:
+    """A small file is written back early, and a large one for a quarter of its size at a time."""
+    database = Database(sqlite_url)
+    database.upgrade()
+    asked = text("PRAGMA wal_autocheckpoint")
+
+    def pages_kept() -> int:
+        with database.write() as connection:
+            return int(connection.execute(asked).scalar_one())
+
+    assert pages_kept() == WAL_PAGES_MIN
+    with database.write() as connection:
+        connection.execute(text("CREATE TABLE large (content)"))
+        connection.execute(text("INSERT INTO large VALUES (zeroblob(40000000))"))
+    with database.read() as connection:
+        connection.execute(text("ROLLBACK"))
+        connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
+    size = (tmp_path / "qntx.db").stat().st_size // PAGE_BYTES
+    assert pages_kept() == size // WAL_SHARE > 2 * WAL_PAGES_MIN
+    database.close()

@@ -7,7 +7,15 @@ from typing import TypeAlias
 
 import pytest
 
-from qntx_es import Attestation, Ax, ConflictingAttestation, NotYetCommitted, Receipt, TooMany
+from qntx_es import (
+    Attestation,
+    Ax,
+    ConflictingAttestation,
+    NotYetCommitted,
+    Receipt,
+    TooLarge,
+    TooMany,
+)
 from qntx_es.attestation import instant
 from qntx_es.database import Database
 from qntx_es.log import READ_ROWS, Log
@@ -534,3 +542,14 @@ def test_two_memory_databases_are_two(opened: Opened) -> None:
     one.append(said())
 
     assert (one.head(), other.head()) == (1, 0)
+
+
+def test_an_append_may_be_as_large_as_its_limit_and_no_larger(log: Log) -> None:
+    """Sixteen mebibytes of payload go in together, and one byte more is refused with all of it."""
+    full = [said(payload={"x": "x" * ((1 << 20) - len('{"x":""}'))}) for _ in range(16)]
+
+    with pytest.raises(TooLarge, match="in parts"):
+        log.append([*full, said(payload={})])
+    assert log.head() == 0
+
+    assert [one.position for one in log.append(full)] == list(range(1, 17))

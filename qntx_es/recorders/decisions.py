@@ -84,7 +84,7 @@ class LogDCBRecorder(DCBRecorder):
         with library_errors():
             said = [self._attestation(event) for event in events]
             if condition is None:
-                receipts = self.desk.sequencer.decide(lambda _: said)
+                receipts = self.desk.sequencer.append(said)
             else:
                 receipts = self.desk.sequencer.decide(self._unless(condition, said))
         self.desk.bell.ring()

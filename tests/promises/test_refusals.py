@@ -96,6 +96,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[QntxError]]] = {
     "no object": (lambda: said([1]), InvalidPayload),
     "too deep": (lambda: said(deep(65)), TooDeep),
     "too large": (lambda: said({"a": "x" * (1 << 20)}), TooLarge),
+    "too large together": (
+        lambda: [said({"n": 1, "x": "x" * 1_048_000}) for _ in range(17)],
+        TooLarge,
+    ),
     "too many": (lambda: [said() for _ in range(10_001)], TooMany),
     "no int": (lambda: said({"n": "many"}), InvalidPayload),
     "a field is missing": (lambda: said({}), InvalidPayload),
