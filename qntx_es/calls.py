@@ -33,6 +33,10 @@ _TEXT_TYPE, _INT_TYPE = 25, 23
 _NULL = _SIZE.pack(-1)
 
 
+# To be collected is to be closed, and what is closed here would be closed there.
+_OTHERS: list["_Line"] = []
+
+
 @dataclass(slots=True)
 class _Line:
     """A connection of the driver's that commits by itself, and what is prepared on it."""
@@ -78,6 +82,12 @@ class Calls:
             return self._run(_pop(self._kept) or self._connect(), statement, values)
         finally:
             self._free.release()
+
+    def forget(self) -> None:
+        """Leave what is kept to the process that this one was forked from."""
+        _OTHERS.extend(self._kept)
+        self._kept.clear()
+        self._free = threading.Semaphore(CALLS_MAX)
 
     def close(self) -> None:
         """Close what is kept; the next call opens anew."""

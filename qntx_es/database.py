@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
+from weakref import ref
 
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event, func, inspect, make_url, select
@@ -74,6 +76,7 @@ class Database:
         self.engine = self._engine(url_or_engine)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self._calls = Calls(self.engine, self.timeout_seconds)
+        os.register_at_fork(after_in_child=partial(_forget, ref(self)))
 
     @property
     def name(self) -> str:
@@ -146,6 +149,12 @@ class Database:
         """Close every connection; the next transaction opens new ones."""
         self._calls.close()
         self.engine.dispose()
+
+    def forget(self) -> None:
+        """Leave every connection to the process that this one was forked from."""
+        self._writer = threading.Lock()
+        self._calls.forget()
+        self.engine.dispose(close=False)
 
     def create(self) -> None:
         """Create the SQLite file if there is none, readable by its owner alone."""
@@ -315,6 +324,12 @@ class Database:
         if code in SQLITE_TROUBLE:
             return DatabaseUnavailable(f"{self.name} cannot be used: {text}")
         return None
+
+
+def _forget(of: "ref[Database]") -> None:
+    database = of()
+    if database is not None:
+        database.forget()
 
 
 def _run_revisions(connection: Connection) -> None:

@@ -458,3 +458,48 @@ def test_the_write_ahead_log_grows_with_the_file(sqlite_url: str, tmp_path: Path
     size = (tmp_path / "qntx.db").stat().st_size // PAGE_BYTES
     assert pages_kept() == size // WAL_SHARE > 2 * WAL_PAGES_MIN
     database.close()
+
+
+FORK = """
+import os, sys
+from qntx_es import Attestation, Host
+
+def said(entity):
+    return Attestation(context="seen", entity=entity, actor="ann", payload={})
+
+host = Host(sys.argv[1])
+host.append(said("before"))
+host.log.head()
+children = []
+for name in "abc":
+    child = os.fork()
+    if child == 0:
+        for _ in range(20):
+            host.append(said(name))
+        host.close()
+        os._exit(0)
+    children.append(child)
+for _ in range(20):
+    host.append(said("parent"))
+assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+host.append(said("after"))
+print(host.log.head())
+host.close()
+"""
+
+
+def test_each_process_has_connections_of_its_own_after_a_fork(url: str) -> None:
+    """A web server that forks after it has connected appends in every process, losing nothing."""
+    database = Database(url)
+    database.upgrade()
+    database.close()
+
+    forked = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FORK, url],
+        capture_output=True,
+        text=True,
+        timeout=BOUND,
+        check=False,
+    )
+
+    assert (forked.stderr, forked.stdout) == ("", f"{2 + 4 * 20}\n")
