@@ -98,6 +98,8 @@ class Calls:
         driver: Any = connection.connection.driver_connection
         connection.detach()  # what is kept here must not be missing in the pool
         driver.autocommit = True
+        if driver.info.encoding != "utf-8":
+            driver.execute("SET client_encoding = 'UTF8'")
         return _Line(driver)
 
     def _run(self, line: _Line, statement: bytes, values: Sequence[Value]) -> list[str | None]:

@@ -180,3 +180,14 @@ def test_whoever_prepares_no_statements_appends_too(
         (prepared,) = host.database.call(asked, ())
     # The question itself is one of them.
     assert prepared == ("0" if threshold is None else "2")
+
+
+def test_a_driver_that_speaks_another_encoding_changes_no_text(postgres_url: str) -> None:
+    """Whatever encoding an application's engine asks for, what is said is kept as it was said."""
+    engine = create_engine(postgres_url, connect_args={"options": "-c client_encoding=LATIN1"})
+    with Host(engine) as host:
+        host.upgrade()
+        host.append(Attestation(context="seen", entity="Zoë", actor="ann", payload={"é": "ü"}))
+    with Host(postgres_url) as other:
+        (one,) = other.ax(entities="Zoë")
+        assert one.payload == {"é": "ü"}
