@@ -8,6 +8,7 @@ from qntx_es.attestation import (
 )
 from qntx_es.ax import (
     Ax,
+    Glob,
 )
 from qntx_es.config import (
     InvalidConfig,
@@ -18,6 +19,9 @@ from qntx_es.domain import (
 )
 from qntx_es.errors import (
     AppendConditionFailed,
+    AxError,
+    AxSyntaxError,
+    AxTooComplex,
     ConditionNeedsOwnTransaction,
     ConflictingAttestation,
     CursorWouldRegress,
@@ -101,6 +105,9 @@ __all__ = [
     "AppendConditionFailed",
     "Attestation",
     "Ax",
+    "AxError",
+    "AxSyntaxError",
+    "AxTooComplex",
     "Backoff",
     "ConditionNeedsOwnTransaction",
     "ConflictingAttestation",
@@ -116,6 +123,7 @@ __all__ = [
     "ForeignDomain",
     "ForeignTable",
     "GiveUp",
+    "Glob",
     "Host",
     "InvalidAttestation",
     "InvalidCondition",

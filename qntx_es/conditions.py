@@ -33,7 +33,7 @@ class Condition:
             asked = select(func.min(log.c.position)).where(
                 log.c.position > max(after, self.after),
                 log.c.position <= head,
-                *conditions(ax, log, tags),
+                *conditions(ax, log, tags, dialect=connection.dialect.name),
             )
             if ax.since is not None:
                 asked = asked.where(log.c.recorded_at >= microseconds(ax.since))

@@ -24,6 +24,7 @@ from sqlalchemy import Connection, Engine, event, func, inspect, make_url, selec
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from qntx_es.ax import holds_of_text
 from qntx_es.calls import Calls, Value
 from qntx_es.errors import (
     DatabaseMissing,
@@ -275,6 +276,7 @@ class Database:
             check_same_thread=False,
             timeout=self.timeout_seconds,
         )
+        connection.create_function("qntx_holds", 2, holds_of_text, deterministic=True)
         for pragma in (
             f"page_size = {PAGE_BYTES}",
             "journal_mode = WAL",

@@ -56,6 +56,23 @@ class TooMany(QntxError):
     """One append holds more than 10 000 attestations. Append them in several parts."""
 
 
+class AxError(QntxError):
+    """A query means nothing."""
+
+
+class AxSyntaxError(AxError):
+    """The text of a query is not understood; `column` (from 1) says where."""
+
+    def __init__(self, what: str, *, text: str, column: int) -> None:
+        self.column = column
+        line = " ".join(text.splitlines()) if len(text.splitlines()) > 1 else text
+        super().__init__(f"column {column}: {what}\n  {line}\n  {' ' * (column - 1)}^")
+
+
+class AxTooComplex(AxError):
+    """A query has at most 4 KiB of text, 200 parts in its condition, and 20 of them nested."""
+
+
 class InvalidTime(QntxError):
     """A time has no zone, so it names no instant. Give it one: `datetime(..., tzinfo=UTC)`."""
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Self, overload
 
@@ -20,7 +20,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import DBAPIError
 
 from qntx_es.attestation import Attestation, Json, Payload, Recorded, problems_of
-from qntx_es.ax import Ax
+from qntx_es.ax import Ax, parse
 from qntx_es.config import Settings
 from qntx_es.database import Database
 from qntx_es.discovery import find_domain
@@ -145,11 +145,19 @@ class Host:
 
     def ax(
         self,
-        ax: Ax | None = None,
+        ax: Ax | str | None = None,
+        *,
+        as_of: datetime | None = None,
         **parts: Any,  # noqa: ANN401 - the parts of an Ax
     ) -> list[Recorded[Json]]:
-        """Return what is asked for, in the order of positions: `host.ax(contexts="commit")`."""
+        """Return what is asked for, in the order of positions: `host.ax(contexts="commit")`.
+
+        A text, such as `host.ax("github.com/* is commit where files > 3 limit 10")`, is read with
+        its times relative to `as_of`, else to now. Raises `AxError`.
+        """
         self.get_ready()
+        if isinstance(ax, str):
+            ax = parse(ax, as_of=as_of)
         return self.log.ax(Ax(**parts) if ax is None else ax)
 
     def wait_for(

@@ -6,6 +6,7 @@ snapshot, and what it has seen stays seen, since positions never change behind i
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, overload
 
 from sqlalchemy import Connection, Select, func, select
@@ -121,11 +122,13 @@ class Log:
             after, until = self._span(connection, asked, after)
             if asked.limit is not None:
                 after = _before_newest(connection, asked, asked.limit, after, until)
+            dialect = connection.dialect.name
+        forward = partial(_forward, asked, until=until, dialect=dialect)
         found = 0
         while limit is None or found < limit:
             size = READ_ROWS if limit is None else min(READ_ROWS, limit - found)
             with self._database.read() as connection:
-                rows = connection.execute(_forward(asked, after, until).limit(size)).all()
+                rows = connection.execute(forward(after).limit(size)).all()
             for row in rows:
                 yield Recorded(tuple(row), decode_mapping)
             found += len(rows)
@@ -173,15 +176,23 @@ def _before_newest(connection: Connection, ax: Ax, limit: int, after: int, until
     if limit == 0:
         return until
     position = attestations.c.position
-    newest = _forward(ax, after, until).with_only_columns(position).order_by(None)
+    newest = (
+        _forward(ax, after, until, connection.dialect.name)
+        .with_only_columns(position)
+        .order_by(None)
+    )
     oldest_wanted = newest.order_by(position.desc()).offset(limit - 1).limit(1)
     found = connection.execute(oldest_wanted).scalar_one_or_none()
     return after if found is None else int(found) - 1
 
 
-def _forward(ax: Ax, after: int, until: int) -> Select[Any]:
+def _forward(ax: Ax, after: int, until: int, dialect: str) -> Select[Any]:
     position = attestations.c.position
-    matching = [position > after, position <= until, *conditions(ax, attestations, tags)]
+    matching = [
+        position > after,
+        position <= until,
+        *conditions(ax, attestations, tags, dialect=dialect),
+    ]
     return select(*COLUMNS).where(*matching).order_by(position)
 
 

@@ -1,7 +1,7 @@
 """`qntx-es ax`: ask the log.
 
 It imports no domain unless a context is new to the log, and reads in pieces, so a log of any length
-can be piped through. The text of a query will be its argument; until then each part has an option.
+can be piped through. A query is a text, or an option for each of its parts.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ import typer
 from sqlalchemy import Connection, func, select
 
 from qntx_es.attestation import Json, Recorded
-from qntx_es.ax import Ax
+from qntx_es.ax import Ax, parse
 from qntx_es.cli.append import known_contexts
 from qntx_es.cli.flags import command
 from qntx_es.cli.output import LIMIT_MAX, Column, Output, Row, complain, counted, shown
@@ -66,7 +66,18 @@ def register(app: typer.Typer) -> None:
 
 def ax(  # noqa: PLR0913 - one parameter an option
     session: Session,
+    query: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[QUERY]",
+            help="'[entities] [is contexts] [by actors] [since T] [until T] [where …] [limit N]'",
+        ),
+    ] = None,
     *,
+    as_of: Annotated[
+        datetime | None,
+        typer.Option(parser=first_instant, metavar="T", help="What QUERY's times are relative to."),
+    ] = None,
     context: Annotated[
         list[str] | None, typer.Option(metavar="C", help="In this context; repeatable.")
     ] = None,
@@ -98,18 +109,24 @@ def ax(  # noqa: PLR0913 - one parameter an option
 ) -> None:
     """Show attestations, in their order."""
     out = session.out
-    is_cut = limit is None and out.for_people
-    asked = Ax(
-        contexts=context or (),
-        actors=actor or (),
-        entities=entity or (),
-        since=since,
-        until=until,
-        limit=NEWEST if is_cut else limit,
-    )
+    if query is not None and any((context, actor, entity, since, until, limit is not None)):
+        raise typer.BadParameter("a query as text has all its parts in it: drop the options")
+    asked = parse(query or "", as_of=as_of)
+    if query is None:
+        asked = Ax(
+            contexts=context or (),
+            actors=actor or (),
+            entities=entity or (),
+            since=since,
+            until=until,
+            limit=limit,
+        )
+    is_cut = asked.limit is None and out.for_people
+    if is_cut:
+        asked = asked.newest(NEWEST)
     with session.log_only() as host:
         host.database.check()
-        _refuse_unknown(session, host, asked.contexts)
+        _refuse_unknown(session, host, [one for one in asked.contexts if isinstance(one, str)])
         found = _show(host.log.read(asked), out)
         if not found and not out.as_json:
             complain(f"nothing found among {counted(host.log.head(), 'attestation')}")

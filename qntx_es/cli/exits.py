@@ -13,6 +13,7 @@ import typer
 from qntx_es.cli.output import complain, shown
 from qntx_es.config import InvalidConfig
 from qntx_es.errors import (
+    AxError,
     DomainRefused,
     QntxError,
     UnknownContext,
@@ -25,7 +26,7 @@ USAGE = 2
 DIFFERENCE = 3
 INTERRUPTED = 130
 
-OF_USAGE = (InvalidConfig, UnknownContext, UnknownDomain, UnknownHandler)
+OF_USAGE = (AxError, InvalidConfig, UnknownContext, UnknownDomain, UnknownHandler)
 
 
 @contextmanager
@@ -51,4 +52,6 @@ def message_of(error: QntxError) -> str:
     if isinstance(error, DomainRefused):
         problems = (f"  - {shown(problem)}" for problem in error.problems)
         return "\n".join([f"domain `{error.domain}` is refused:", *problems])
+    if isinstance(error, AxError):
+        return "\n".join(map(shown, str(error).split("\n")))  # its caret stands below its column
     return shown(str(error))

@@ -166,3 +166,19 @@ def test_a_pipe_gets_whole_lines_and_may_close(started: Started, empty_log: str)
     assert "x" * 900 in first
     assert process.wait(SECONDS_MAX) == 1
     assert complaint == ""
+
+
+def test_a_query_is_one_argument(qntx: Qntx, empty_log: str) -> None:
+    """A text asks for what it says, and a mistake in it is pointed at, with the code of usage."""
+    with closing(Host(empty_log)) as host:
+        host.append([said("a", payload={"n": n}) for n in range(5)])
+    asked = ("--database", empty_log, "ax")
+
+    found = qntx(*asked, "a is seen where n > 2 limit 1", "--json")
+    assert [json.loads(line)["position"] for line in found.stdout.splitlines()] == [5]
+
+    refused = qntx(*asked, "a iz seen")
+    assert refused.returncode == 2
+    assert "did you mean `is`" in refused.stderr
+    assert refused.stderr.splitlines()[-1].endswith("  ^")
+    assert qntx(*asked, "a is seen", "--limit", "3").returncode == 2

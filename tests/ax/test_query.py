@@ -55,8 +55,11 @@ def test_every_value_is_a_bound_parameter(name: str) -> None:
     ax = Ax(contexts=hostile, actors=[hostile, "b"], entities=hostile)
 
     dialect = make_url(f"{name}://").get_dialect()()
-    compiled = [str(one.compile(dialect=dialect)) for one in conditions(ax, attestations, tags)]
+    compiled = [
+        str(one.compile(dialect=dialect))
+        for one in conditions(ax, attestations, tags, dialect=name)
+    ]
 
     assert len(compiled) == 3
     assert all("drop" not in one for one in compiled)
-    assert conditions(Ax(), attestations, tags) == []
+    assert conditions(Ax(), attestations, tags, dialect=name) == []
