@@ -87,6 +87,7 @@ GUARDS_POSTGRESQL = (
     """,
     """
     CREATE FUNCTION qntx_continue_log() RETURNS trigger LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
     DECLARE
       first bigint; last bigint; size bigint; earliest bigint; latest bigint; before bigint;
@@ -121,6 +122,7 @@ GUARDS_POSTGRESQL = (
     """,
     """
     CREATE FUNCTION qntx_tags_are_true() RETURNS trigger LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
     BEGIN
       IF EXISTS
@@ -161,7 +163,8 @@ GUARDS_POSTGRESQL = (
 )
 
 # An append in one way there and back. What commits in between is a procedure, and so may not name
-# its schemas in a SET: every table and function is named with its schema. In PL/pgSQL a statement
+# its schemas in a SET: every table and function is named with its schema. What it calls looks for
+# all else in the catalogue, where nobody can put a function of his own. In PL/pgSQL a statement
 # has a snapshot of its own, so the head is read behind the lock, as it must be. Plans are kept,
 # since making them costs as much as what they plan; and made while a table is small they would
 # read all of it for ever, but for `enable_seqscan`.
@@ -201,6 +204,7 @@ APPENDING_POSTGRESQL = (
     """,
     """
     CREATE FUNCTION qntx_any_waits() RETURNS boolean LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
     DECLARE
       bound xid8 := {schema}.qntx_unsettled(); any_waits boolean; settled text;
@@ -217,8 +221,8 @@ APPENDING_POSTGRESQL = (
     """
     CREATE FUNCTION qntx_waiting(
       OUT txs xid8[], OUT contexts text[], OUT has_twins boolean, OUT settled text
-    ) LANGUAGE plpgsql SET enable_seqscan = off
-    SET plan_cache_mode = force_generic_plan AS $$
+    ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
     DECLARE
       bound xid8 := {schema}.qntx_unsettled(); size bigint;
     BEGIN
@@ -248,8 +252,8 @@ APPENDING_POSTGRESQL = (
     """,
     """
     CREATE FUNCTION qntx_move(txs xid8[], head bigint, recorded bigint, settled text)
-    RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off
-    SET plan_cache_mode = force_generic_plan AS $$
+    RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
     DECLARE
       size bigint;
     BEGIN
@@ -272,6 +276,7 @@ APPENDING_POSTGRESQL = (
     """,
     """
     CREATE FUNCTION qntx_head(OUT head bigint, OUT recorded bigint) LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
     BEGIN
       SELECT position, recorded_at INTO head, recorded
@@ -282,6 +287,7 @@ APPENDING_POSTGRESQL = (
     """,
     """
     CREATE FUNCTION qntx_take_in(inline text[]) RETURNS boolean LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
     SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
     DECLARE
       waits record; now record;
@@ -303,8 +309,8 @@ APPENDING_POSTGRESQL = (
       inline text[],
       ids text[], contexts text[], entities text[], actors text[], slices int[], depths int[],
       schema_versions int[], causes text[], correlation_ids text[], tags text[], payloads text[]
-    ) RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off
-    SET plan_cache_mode = force_generic_plan AS $$
+    ) RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
     DECLARE
       head bigint; recorded bigint;
     BEGIN
@@ -332,8 +338,8 @@ APPENDING_POSTGRESQL = (
     CREATE FUNCTION qntx_drop(
       ids text[], contexts text[], entities text[], actors text[], slices int[], depths int[],
       schema_versions int[], causes text[], correlation_ids text[], tags text[], payloads text[]
-    ) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off
-    SET plan_cache_mode = force_generic_plan AS $$
+    ) RETURNS boolean LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
     BEGIN
       IF EXISTS (SELECT FROM {schema}.qntx_attestations WHERE id = ANY(ids)) THEN
         RETURN false;
@@ -354,8 +360,8 @@ APPENDING_POSTGRESQL = (
       inline text[],
       ids text[], contexts text[], entities text[], actors text[], schema_versions int[],
       all_tags text[], payloads text[]
-    ) RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off
-    SET plan_cache_mode = force_generic_plan AS $$
+    ) RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
     DECLARE
       size bigint; first bigint; last bigint;
     BEGIN
@@ -396,7 +402,7 @@ APPENDING_POSTGRESQL = (
     """,
     """
     CREATE FUNCTION qntx_waits(wanted text) RETURNS boolean LANGUAGE plpgsql
-    SET enable_seqscan = off AS $$
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
     BEGIN
       RETURN EXISTS (SELECT FROM {schema}.qntx_inbox WHERE id = wanted);
     END $$

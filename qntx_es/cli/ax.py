@@ -111,6 +111,8 @@ def ax(  # noqa: PLR0913 - one parameter an option
     out = session.out
     if query is not None and any((context, actor, entity, since, until, limit is not None)):
         raise typer.BadParameter("a query as text has all its parts in it: drop the options")
+    if query is None and as_of is not None:
+        raise typer.BadParameter("--as-of is what the times of a QUERY lean on: give one")
     asked = parse(query or "", as_of=as_of)
     if query is None:
         asked = Ax(

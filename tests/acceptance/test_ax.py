@@ -182,3 +182,4 @@ def test_a_query_is_one_argument(qntx: Qntx, empty_log: str) -> None:
     assert "did you mean `is`" in refused.stderr
     assert refused.stderr.splitlines()[-1].endswith("  ^")
     assert qntx(*asked, "a is seen", "--limit", "3").returncode == 2
+    assert qntx(*asked, "--as-of", "2026-01-04").returncode == 2

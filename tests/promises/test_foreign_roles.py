@@ -216,3 +216,23 @@ def test_a_role_that_may_only_insert_cannot_choose_its_place_in_the_inbox(
 
     with engine.connect() as connection, pytest.raises(ProgrammingError, match="permission denied"):
         connection.execute(text(statement))
+
+
+TRAPS = """
+    CREATE FUNCTION trap(text[], text) RETURNS text[]
+      LANGUAGE plpgsql AS $$ BEGIN RAISE 'trapped'; END $$;
+    CREATE AGGREGATE array_agg(text) (SFUNC = trap, STYPE = text[]);
+"""
+
+
+def test_nobody_can_slip_a_function_under_the_logs_own(owner: Host) -> None:
+    """What others put beside the tables, better fitting than the catalogue's, is not run."""
+    with owner.database.write() as connection:
+        connection.execute(text(TRAPS))
+    with owner.database.write() as connection:
+        owner.append([said("b", tags=("t",)), said("c")], session=connection)
+
+    receipts = owner.append([said("d", tags=("t", "u")), said("e")])
+
+    assert [one.position for one in receipts] == [6, 7]
+    assert [one.entity for one in owner.ax(entities="t")] == ["b", "d"]
