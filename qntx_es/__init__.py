@@ -59,6 +59,7 @@ from qntx_es.errors import (
     RebuildLost,
     SchemaOutdated,
     SchemaTooNew,
+    SchemaVersionTooNew,
     StaleToken,
     StorageFull,
     SwapBusy,
@@ -69,6 +70,7 @@ from qntx_es.errors import (
     UnknownDomain,
     UnknownHandler,
     UnsupportedDatabase,
+    UpcastFailed,
     WaitTimeout,
 )
 from qntx_es.host import (
@@ -163,6 +165,7 @@ __all__ = [
     "ScheduleFired",
     "SchemaOutdated",
     "SchemaTooNew",
+    "SchemaVersionTooNew",
     "ServiceRegistry",
     "Settings",
     "StaleToken",
@@ -176,6 +179,7 @@ __all__ = [
     "UnknownDomain",
     "UnknownHandler",
     "UnsupportedDatabase",
+    "UpcastFailed",
     "WaitTimeout",
     "computed_id",
 ]

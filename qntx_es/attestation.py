@@ -53,7 +53,8 @@ class Payload(BaseModel):
     """The fields of one context, bound to it: `class Cloned(Payload, context="cloned")`.
 
     Fields a reader does not name are ignored, so a domain re-declares of another's payload only
-    what it needs.
+    what it needs. A field with a default may be added at any time; whatever else changes is a new
+    `schema_version`, with an upcaster from the one before (`Domain.upcast`).
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants")
@@ -71,7 +72,7 @@ class Payload(BaseModel):
         super().__init_subclass__(**kwargs)
         if context:
             cls.context = checked_name(context, "context")
-            cls.schema_version = schema_version
+            cls.schema_version = _checked_number(schema_version, "schema_version", 1)
 
 
 P_co = TypeVar("P_co", covariant=True, default=Any)

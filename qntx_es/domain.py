@@ -7,11 +7,11 @@ what it reads of others are attestations, re-declared with the fields it needs.
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
-from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Any, TypeAlias, TypeGuard, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 from sqlalchemy import Column, MetaData, Table
@@ -19,7 +19,7 @@ from sqlalchemy.sql.schema import SchemaItem
 from typing_extensions import TypeVar
 
 from qntx_es import columns
-from qntx_es.attestation import Attestation, Payload, Recorded, checked_name, problems_of
+from qntx_es.attestation import Attestation, Json, Payload, Recorded, checked_name, problems_of
 from qntx_es.errors import (
     DomainRefused,
     ForeignActor,
@@ -31,13 +31,17 @@ from qntx_es.errors import (
 from qntx_es.jobs import Backoff, Job, JobHandler, JobRequested, ScheduleFired
 from qntx_es.rows import ReadRows, Rows
 from qntx_es.services import ServiceRegistry
+from qntx_es.upcasting import Chain, Upcaster
 
 P = TypeVar("P", bound=Payload)
 J = TypeVar("J")
+Old = TypeVar("Old", bound=BaseModel | Mapping[str, Any])
 
 Project: TypeAlias = Callable[[Recorded[P], Rows], None]
 Derive: TypeAlias = Callable[[Recorded[P], ReadRows], Iterable[Attestation]]
 Every: TypeAlias = Callable[[datetime, ReadRows], Iterable[Attestation]]
+Lift: TypeAlias = Callable[[Old], Json | BaseModel]
+Emits: TypeAlias = str | type[Payload]
 Keys: TypeAlias = Callable[[Recorded[P]], Iterable[tuple[Any, ...]]]
 
 NAME = re.compile(r"[a-z][a-z0-9]{1,23}")
@@ -84,9 +88,10 @@ class Schedule:
 class Domain:
     """A plugin by name: its tables, handlers, jobs and schedules.
 
-    `version` is the read model's: a new one means a rebuild. `emits` are globs of the contexts it
-    may attest, `actors` those it may speak as, beside `<name>@plugin`; `attest` uses the first.
-    `inline` domains are projected with the positions themselves, and do not derive.
+    `version` is the read model's: a new one means a rebuild. `emits` are the payload classes it may
+    attest, which document their contexts, or globs of contexts; `actors` are those it may speak as,
+    beside `<name>@plugin`, and `attest` uses the first. `inline` domains are projected with the
+    positions themselves, and do not derive.
     """
 
     def __init__(
@@ -94,13 +99,15 @@ class Domain:
         name: str,
         *,
         version: int = 1,
-        emits: str | Iterable[str] | None = None,
+        emits: Emits | Iterable[Emits] | None = None,
         actors: str | Iterable[str] = (),
         inline: bool = False,
     ) -> None:
         self.name = name
         self.version = version
-        self.emits = None if emits is None else _texts(emits)
+        given = (emits,) if isinstance(emits, str | type) else tuple(emits or ())
+        self.declared = tuple(one for one in given if isinstance(one, type))
+        self.emits = None if emits is None else tuple(map(_context_of, given))
         self.actors = _texts(actors) or (f"{name}@plugin",)
         self.inline = inline
         self.metadata = MetaData()
@@ -108,6 +115,7 @@ class Domain:
         self.derives: list[DeriveHandler] = []
         self.jobs: list[JobHandler[Any]] = []
         self.schedules: list[Schedule] = []
+        self.upcasters: list[Upcaster] = []
         self._problems: list[str] = []
 
     @property
@@ -117,9 +125,13 @@ class Domain:
 
     @property
     def payloads(self) -> dict[str, type[Payload]]:
-        """The payload classes this domain reads, by context."""
-        projected = {one.payload.context: one.payload for one in self.projects}
-        return projected | {one.payload.context: one.payload for one in self.derives}
+        """The payload classes this domain declares or reads, by context."""
+        read = {one.context: one for one in self._read()}
+        return read | {one.context: one for one in self.declared}
+
+    def chain(self, payload: type[P]) -> Chain[P]:
+        """Return how payloads of a class are read, whichever version wrote them."""
+        return Chain(payload, [one for one in self.upcasters if one.payload is payload])
 
     def table(self, name: str, *parts: SchemaItem) -> Table:
         """Declare a table of the read model; in the database it is `<domain>_<name>`."""
@@ -198,6 +210,25 @@ class Domain:
 
         return register
 
+    def upcast(self, payload: type[Payload], *, from_: int) -> Callable[[Lift[Old]], Lift[Old]]:
+        """Register the function that lifts payloads of version `from_` to the next version.
+
+        It is handed the old payload, as the pydantic model its argument is annotated with, or else
+        as a dict of its own to change, and returns the new one. It is pure and total: it looks at
+        nothing else, and takes whatever the old version allowed.
+        """
+
+        def register(function: Lift[Old]) -> Lift[Old]:
+            called = f"upcaster `{_name_of(function)}`"
+            self._problems += _upcast_problems(called, payload, from_)
+            old = self._old_class(called, function)
+            if any(one.payload is payload and one.since == from_ for one in self.upcasters):
+                self._problems.append(f"{called}: version {from_} is lifted by another one already")
+            self.upcasters.append(Upcaster(payload, from_, function, old))
+            return function
+
+        return register
+
     def every(self, step: timedelta, *, name: str | None = None) -> Callable[[Every], Every]:
         """Register a function that yields attestations each time `step` has passed since 1970.
 
@@ -212,7 +243,7 @@ class Domain:
                 self._problems.append(
                     f"every `{called}`: a step is a whole number of seconds, at most 10 000 days"
                 )
-            self._check_arguments(called, function)
+            self._check_arguments(f"handler `{called}`", function)
 
             def fire(fired: Recorded[ScheduleFired], rows: ReadRows) -> Iterable[Attestation]:
                 return function(fired.payload.due_at, rows)
@@ -285,9 +316,15 @@ class Domain:
             for glob in self.emits or ()
             if glob.startswith(RESERVED) and self.name != "pulse"
         ]
+        found += [
+            f"emits {one!r}: it is no Payload class with a context"
+            for one in self.declared
+            if not _is_bound(one)
+        ]
         found += [problem for actor in self.actors for problem in _actor_problems(actor)]
         for table in self.tables.values():
             found += columns.problems(table)
+        found += [problem for one in self._read_or_lifted() for problem in self._gaps(one)]
         if self.inline and self.derives:
             found.append("an inline domain does not derive: its rows are at the head")
         return found + _doubled(self)
@@ -304,6 +341,26 @@ class Domain:
             return False
         return True
 
+    def _read(self) -> list[type[Payload]]:
+        return [one.payload for one in self.projects] + [one.payload for one in self.derives]
+
+    def _read_or_lifted(self) -> list[type[Payload]]:
+        classes = self._read() + [one.payload for one in self.upcasters if _is_bound(one.payload)]
+        return list(dict.fromkeys(classes))
+
+    def _gaps(self, payload: type[Payload]) -> list[str]:
+        return [
+            f"payload `{payload.__name__}`: nothing lifts `{payload.context}` from version {gap}, "
+            f"and the log may hold some; register {self.name}.upcast({payload.__name__}, "
+            f"from_={gap})"
+            for gap in self.chain(payload).gaps()
+        ]
+
+    def _old_class(self, called: str, function: Callable[..., object]) -> type[BaseModel] | None:
+        hints = self._check_arguments(called, function, count=1)
+        meant = hints[0] if hints else None
+        return meant if isinstance(meant, type) and issubclass(meant, BaseModel) else None
+
     def _check_plain(self, handler: str, function: Callable[..., object]) -> None:
         if inspect.isgeneratorfunction(function):
             self._problems.append(
@@ -313,7 +370,7 @@ class Domain:
     def _check_recorded(
         self, handler: str, function: Callable[..., object], payload: type[Payload]
     ) -> None:
-        hints = self._check_arguments(handler, function)
+        hints = self._check_arguments(f"handler `{handler}`", function)
         first = hints[0] if hints else None
         if first is None or first is Recorded:
             return
@@ -330,32 +387,56 @@ class Domain:
                 f"but its argument is a Recorded[{meant.__name__}]"
             )
 
-    def _check_arguments(self, handler: str, function: Callable[..., object]) -> Sequence[Any]:
-        """Return the annotations of the two arguments, None where there is none."""
+    def _check_arguments(
+        self, called: str, function: Callable[..., object], *, count: int = ARGUMENTS
+    ) -> Sequence[Any]:
+        """Return the annotations of the arguments it is handed, None where there is none."""
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-            self._problems.append(f"handler `{handler}`: an async function is not run here")
+            self._problems.append(f"{called}: an async function is not run here")
         parameters = list(inspect.signature(function).parameters.values())
         needed = [one for one in parameters if one.default is inspect.Parameter.empty]
-        if len(needed) != ARGUMENTS or any(one.kind is one.KEYWORD_ONLY for one in needed):
-            self._problems.append(
-                f"handler `{handler}`: it takes {ARGUMENTS} arguments, others need defaults"
-            )
+        if len(needed) != count or any(one.kind is one.KEYWORD_ONLY for one in needed):
+            takes = "one argument" if count == 1 else f"{count} arguments"
+            self._problems.append(f"{called}: it takes {takes}, others need defaults")
             return ()
         try:
             hints = get_type_hints(function if inspect.isroutine(function) else _call_of(function))
         except (AttributeError, NameError, SyntaxError, TypeError) as error:
-            self._problems.append(f"handler `{handler}`: an annotation cannot be read: {error}")
+            self._problems.append(f"{called}: an annotation cannot be read: {error}")
             return ()
-        return [hints.get(one.name) for one in parameters[:ARGUMENTS]]
+        return [hints.get(one.name) for one in parameters[:count]]
 
     def _job_model(self, handler: str, function: Callable[..., object]) -> type[BaseModel] | None:
-        hints = self._check_arguments(handler, function)
+        hints = self._check_arguments(f"handler `{handler}`", function)
         meant = get_args(hints[0]) if hints else ()
         if meant and isinstance(meant[0], type) and issubclass(meant[0], BaseModel):
             return meant[0]
         if meant and isinstance(meant[0], type) and meant[0] is not Any:
             self._problems.append(f"job `{handler}`: Job[…] takes a pydantic model")
         return None
+
+
+def _upcast_problems(called: str, payload: object, since: int) -> list[str]:
+    if not _is_bound(payload):
+        return [f"{called}: {payload!r} is no Payload class with a context"]
+    version = payload.schema_version
+    if not 1 <= since < version:
+        return [
+            f"{called}: from_={since} leads nowhere; `{payload.__name__}` is of version {version}, "
+            f"so its upcasters are from 1 to {version - 1}"
+            if version > 1
+            else f"{called}: `{payload.__name__}` is of version 1, and there is none before; "
+            f"declare it with schema_version={since + 1}"
+        ]
+    return []
+
+
+def _is_bound(payload: object) -> TypeGuard[type[Payload]]:
+    return isinstance(payload, type) and issubclass(payload, Payload) and bool(payload.context)
+
+
+def _context_of(emitted: Emits) -> str:
+    return emitted if isinstance(emitted, str) else str(getattr(emitted, "context", ""))
 
 
 def _doubled(domain: Domain) -> list[str]:

@@ -44,6 +44,14 @@ class DuplicateKey(InvalidPayload):
     """A JSON object names a key twice, so that readers would disagree about it. Name it once."""
 
 
+class UpcastFailed(InvalidPayload):
+    """An upcaster could not lift an old payload. It must take whatever its version allowed."""
+
+
+class SchemaVersionTooNew(QntxError):
+    """A payload was written by newer code than this. Upgrade this host: nothing is passed over."""
+
+
 class TooDeep(InvalidPayload):
     """A payload is nested deeper than 64 levels. Flatten it, or attest its parts."""
 

@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from qntx_es.attestation import Attestation, Json, Payload, Recorded, problems_of
 from qntx_es.ax import Ax, parse
+from qntx_es.catalogue import Context, Found, catalogue, found_in
 from qntx_es.config import Settings
 from qntx_es.database import Database
 from qntx_es.discovery import find_domain
@@ -53,6 +54,7 @@ from qntx_es.sequencer import Receipt, Sequencer
 from qntx_es.services import Store
 from qntx_es.sessions import AnySession, after_commit
 from qntx_es.tables import cursors
+from qntx_es.upcasting import Chain
 
 TICK_SECONDS_MAX = 1.0
 LOOK_SECONDS = 0.05
@@ -286,6 +288,18 @@ class Host:
         with self.database.read() as connection:
             return statuses(connection, self.domains, self.database.now(connection))
 
+    def catalogue(self, *, counted: bool = True) -> list[Context]:
+        """Return every context that is known here or in the log, what it says, and how often.
+
+        Without `counted` no database is asked. Raises as `Database.check` does.
+        """
+        found: dict[str, Found] = {}
+        if counted:
+            self.database.check()
+            with self.database.read() as connection:
+                found = found_in(connection)
+        return catalogue(list(self.domains.values()), found)
+
     @cached_property
     def contexts(self) -> dict[str, list[Domain]]:
         """Which domains read or declare each context."""
@@ -321,12 +335,12 @@ class Host:
         if said.context.startswith(RESERVED) and said.context not in OPEN:
             raise ForeignContext(f"context `{said.context}` is the framework's own")
         if said.context == JobRequested.context and said.payload_class is not JobRequested:
-            _hold_against(said, JobRequested)
+            _hold_against(said, Chain(JobRequested))
         if said.payload_class is not None:
             return
         for domain in self.contexts.get(said.context, ()):
             if domain.emits is not None and domain.may_emit(said.context):
-                _hold_against(said, domain.payloads[said.context])
+                _hold_against(said, domain.chain(domain.payloads[said.context]))
 
     def get_ready(self) -> None:
         """Check the database, and make what domains seen first need; once, at the first call."""
@@ -428,10 +442,10 @@ def _catch_up(runner: Runner) -> ProjectorStopped | ProjectorOutdated | None:
     return None
 
 
-def _hold_against(said: Attestation, payload: type[Payload]) -> None:
-    if payload.schema_version != said.schema_version:
-        return
+def _hold_against(said: Attestation, chain: Chain[Payload]) -> None:
+    if said.schema_version > chain.version or chain.lacks(said.schema_version):
+        return  # what newer code says, this code cannot judge
     try:
-        payload.model_validate_json(said.text)
+        chain.decode_of(said.schema_version)(said.text)
     except ValidationError as error:
         raise InvalidPayload(f"{said.context} about {said.entity}: {problems_of(error)}") from error

@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 
-from qntx_es.attestation import Attestation
+from qntx_es.attestation import Attestation, Payload
 from qntx_es.statements import BYTES, COLUMNS, UNNEST, bytes_of, values_of
 from qntx_es.tables import TransactionId, inbox
 from qntx_es.tables import attestations as log
@@ -37,6 +37,20 @@ _INSERT_INBOX = (
     f"SELECT %b::boolean, {', '.join(COLUMNS)} FROM {UNNEST} "
     "ORDER BY ordinal ON CONFLICT (id) DO NOTHING RETURNING id"
 )
+
+
+class AppendRefused(Payload, context="qntx.append_refused"):
+    """What was committed under an id that another attestation had first; the entity is that id.
+
+    The first stands at `position`. The one refused was said in the context `refused_context`, about
+    `refused_entity`, and `digest` is the SHA-256 of its bytes.
+    """
+
+    reason: str
+    position: int
+    refused_context: str
+    refused_entity: str
+    digest: str
 
 
 def insert_into_inbox(
@@ -102,16 +116,16 @@ def set_aside(connection: Connection, waits: Waiting) -> list[Attestation]:
     connection.execute(delete(inbox).where(or_(inbox.c.id.in_(ids), inbox.c.tx.in_(refused))))
     return [
         Attestation(
-            context="qntx.append_refused",
+            context=AppendRefused.context,
             entity=row.id,
             actor="qntx@system",
-            payload={
-                "reason": "another attestation with this id was in the log first",
-                "position": row.position,
-                "context": row.context,
-                "entity": row.entity,
-                "digest": sha256(bytes_of(row)).hexdigest(),
-            },
+            payload=AppendRefused(
+                reason="another attestation with this id was in the log first",
+                position=row.position,
+                refused_context=row.context,
+                refused_entity=row.entity,
+                digest=sha256(bytes_of(row)).hexdigest(),
+            ),
             caused_by=row.id,
         )
         for row in twins

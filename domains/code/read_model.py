@@ -8,13 +8,28 @@ from sqlalchemy import BigInteger, Boolean, Column, Date, DateTime, Float, Strin
 
 from qntx_es import Domain
 
+from .payloads import (
+    CommitRecorded,
+    FileAnalyzed,
+    RepositoryAnalyzed,
+    RepositoryCloned,
+    RepositoryIngested,
+)
+
 ANALYZER = "code-analyzer@system"
 INGESTER = "ixgest-git@user"
 
 code = Domain(
     "code",
     version=1,
-    emits=("commit_recorded", "file_analyzed", "repository_*"),
+    emits=(
+        RepositoryCloned,
+        CommitRecorded,
+        RepositoryIngested,
+        FileAnalyzed,
+        RepositoryAnalyzed,
+        "repository_*",
+    ),
     actors=(ANALYZER, INGESTER),
 )
 

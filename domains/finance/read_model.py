@@ -4,7 +4,9 @@ from sqlalchemy import BigInteger, Column, DateTime, String
 
 from qntx_es import Domain
 
-finance = Domain("finance", version=1, emits=("repository_valued",), actors=("valuer@finance",))
+from .payloads import RepositoryValued
+
+finance = Domain("finance", version=1, emits=(RepositoryValued,), actors=("valuer@finance",))
 
 valuations = finance.table(
     "valuations",

@@ -66,6 +66,12 @@ def append(  # noqa: PLR0913 - one parameter an option
     tag: Annotated[
         list[str] | None, typer.Option(metavar="T", help="What else it is about; repeatable.")
     ] = None,
+    schema_version: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Its payload's version. [default: the newest known here]"
+        ),
+    ] = None,
     new_context: Annotated[
         bool, typer.Option("--new-context", help="State it though no enabled domain knows it.")
     ] = False,
@@ -81,6 +87,7 @@ def append(  # noqa: PLR0913 - one parameter an option
             actor=_somebody() if actor is None else actor,
             payload=parsed,
             id=id,
+            schema_version=schema_version or _newest_version(context, host),
             tags=tag or (),
         )
         host.database.check()
@@ -134,6 +141,11 @@ def _refuse_unknown(context: str, host: Host) -> None:
         "(--new-context states it anyway)",
         param_hint=f"CONTEXT `{shown(context)}`",
     )
+
+
+def _newest_version(context: str, host: Host) -> int:
+    known = [one.payloads[context] for one in host.contexts.get(context, ())]
+    return max((one.schema_version for one in known), default=1)
 
 
 def _somebody() -> str:

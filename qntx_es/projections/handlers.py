@@ -3,16 +3,23 @@
 What is decided here once for a domain is not asked again for each attestation.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qntx_es.attestation import Attestation, Payload, Recorded, RecordedRow, derived_id
+from qntx_es.attestation import (
+    Attestation,
+    Payload,
+    Recorded,
+    RecordedRow,
+    derived_id,
+)
 from qntx_es.domain import DeriveHandler, Domain, ProjectHandler
 from qntx_es.errors import DerivationTooDeep, InvalidDerivation, TooMany
 from qntx_es.projections.recovery import InHand, blamed
 from qntx_es.projections.rows import RowMap
 from qntx_es.rows import ReadRows
+from qntx_es.upcasting import Chain
 
 DEPTH_MAX = 64
 DERIVED_MAX = 1_000
@@ -32,22 +39,30 @@ class ReadOnly:
 class _Plan:
     """What is done with one context: each class decodes the payload once, for all its handlers."""
 
-    decodes: list[Callable[[str], Any]] = field(default_factory=list)
+    name: str = ""
+    chains: list[Chain[Payload]] = field(default_factory=list)
     projects: list[tuple[int, ProjectHandler]] = field(default_factory=list)
     derives: list[tuple[int, DeriveHandler]] = field(default_factory=list)
 
-    def decoded_by(self, payload: type[Payload]) -> int:
-        """Return which of the decodes is this class's."""
-        decode = payload.__pydantic_validator__.validate_json
-        if decode not in self.decodes:
-            self.decodes.append(decode)
-        return self.decodes.index(decode)
+    def read_by(self, handler: str, chain: Chain[Payload]) -> int:
+        """Return which of the chains is this class's."""
+        self.name = self.name or handler
+        classes = [one.payload for one in self.chains]
+        if chain.payload not in classes:
+            self.chains.append(chain)
+            return len(classes)
+        return classes.index(chain.payload)
 
     def recorded(self, row: RecordedRow) -> Sequence[Recorded[Any]]:
-        """Return the attestation once for each class; nearly always there is one."""
-        if len(self.decodes) == 1:
-            return (Recorded(row, self.decodes[0]),)
-        return [Recorded(row, decode) for decode in self.decodes]
+        """Return the attestation once for each class; nearly always there is one.
+
+        Raises `SchemaVersionTooNew`, be the payload looked at or not: newer code may mean another
+        thing by the whole statement.
+        """
+        schema_version = row[6]
+        if len(self.chains) == 1 and schema_version == self.chains[0].version:
+            return (Recorded(row, self.chains[0].decode),)
+        return [Recorded(row, one.decode_of(schema_version)) for one in self.chains]
 
 
 class Handlers:
@@ -58,10 +73,12 @@ class Handlers:
         self._plans: dict[str, _Plan] = {}
         for project in domain.projects:
             plan = self._plans.setdefault(project.payload.context, _Plan())
-            plan.projects.append((plan.decoded_by(project.payload), project))
+            which = plan.read_by(project.name, domain.chain(project.payload))
+            plan.projects.append((which, project))
         for derive in domain.derives:
             plan = self._plans.setdefault(derive.payload.context, _Plan())
-            plan.derives.append((plan.decoded_by(derive.payload), derive))
+            which = plan.read_by(derive.name, domain.chain(derive.payload))
+            plan.derives.append((which, derive))
 
     @property
     def contexts(self) -> frozenset[str]:
@@ -84,7 +101,7 @@ class Handlers:
         for row in batch:
             for which, handler in keyed[row[2]]:
                 in_hand.position, in_hand.handler = row[0], handler.name
-                recorded = Recorded(row, self._plans[row[2]].decodes[which])
+                recorded = self._plans[row[2]].recorded(row)[which]
                 if handler.keys is not None:
                     yield from handler.keys(recorded)
 
@@ -102,8 +119,8 @@ class Handlers:
         plans = self._plans
         with blamed(in_hand):
             for row in batch:
-                in_hand.position = row[0]
                 plan = plans[row[2]]
+                in_hand.position, in_hand.handler = row[0], plan.name
                 recorded = plan.recorded(row)
                 for which, project in plan.projects:
                     in_hand.handler = project.name

@@ -33,13 +33,25 @@ class Cloned(Payload, context="repository_cloned"):
     branch: str = "main"
 
 
+class Analyzed(Payload, context="repository_analyzed", schema_version=3):
+    """A repository was analysed, as is said today."""
+
+    loc: int
+
+
+class AnalyzedFirst(BaseModel):
+    """What the first version said."""
+
+    lines: int
+
+
 class Wish(BaseModel):
     """What a job is asked with."""
 
     path: str
 
 
-code = Domain("code", version=1, emits=("repository_*",), actors=("code@system",))
+code = Domain("code", version=1, emits=(Cloned, "repository_*"), actors=("code@system",))
 repositories = code.table(
     "repositories",
     Column("entity", String, primary_key=True),
@@ -69,6 +81,18 @@ def bare(cloned: Recorded, rows: Rows) -> None:
 @code.project(Cloned, keys=lambda cloned: [(repositories, cloned.payload.path)])
 def more(cloned: Recorded[Cloned], rows: Rows, extra: int = 0) -> None:
     """Take further parameters that have defaults."""
+
+
+@code.upcast(Analyzed, from_=1)
+def rename(old: AnalyzedFirst) -> dict[str, int]:
+    """Lift from a model."""
+    return {"loc": old.lines}
+
+
+@code.upcast(Analyzed, from_=2)
+def keep(old: dict[str, Any]) -> dict[str, Any]:
+    """Lift from a mapping of one's own."""
+    return old
 
 
 @code.derive(Cloned)
