@@ -74,7 +74,7 @@ class Bare:
         shape["id"] += " UNIQUE"
         columns = ", ".join(f"{name} {kind}" for name, kind in shape.items())
         self.connection.execute(f"CREATE TABLE bare ({columns})")
-        for name in ("entity", "context"):
+        for name in ("entity", "context", "actor"):
             self.connection.execute(f"CREATE INDEX bare_{name} ON bare ({name}, position)")
 
     def prepared(self, batches: list[list[Attestation]]) -> Callable[[], None]:

@@ -6,19 +6,20 @@ own connection, through SQLAlchemy's `run_sync`, so that it commits or rolls bac
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from qntx_es.attestation import Attestation, Json, Recorded
+from qntx_es.attestation import Attestation, Json, Payload, Recorded
 from qntx_es.ax import Ax
 from qntx_es.errors import OtherDatabase
 from qntx_es.host import Host
 from qntx_es.log import Receipt
 
 AnyAsyncSession: TypeAlias = AsyncSession | AsyncConnection
+P = TypeVar("P", bound=Payload)
 
 
 class AsyncHost:
@@ -81,11 +82,25 @@ class AsyncHost:
 
     async def ax(
         self,
-        ax: Ax | None = None,
+        ax: Ax | str | None = None,
+        *,
+        as_of: datetime | None = None,
         **parts: Any,  # noqa: ANN401 - the parts of an Ax
     ) -> list[Recorded[Json]]:
         """Return what is asked for, as `Host.ax` does."""
-        return await asyncio.to_thread(partial(self.host.ax, ax, **parts))
+        return await asyncio.to_thread(partial(self.host.ax, ax, as_of=as_of, **parts))
+
+    @overload
+    async def latest(self, context: str, entity: str) -> Recorded[Json] | None: ...
+    @overload
+    async def latest(self, context: type[P], entity: str) -> Recorded[P] | None: ...
+    async def latest(
+        self, context: str | type[P], entity: str
+    ) -> Recorded[Json] | Recorded[P] | None:
+        """Return the newest statement about an entity in a context, as `Host.latest` does."""
+        if isinstance(context, str):
+            return await asyncio.to_thread(self.host.latest, context, entity)
+        return await asyncio.to_thread(self.host.latest, context, entity)
 
     async def wait_for(
         self,

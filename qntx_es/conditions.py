@@ -8,13 +8,13 @@ that came meanwhile are searched under it.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
-from qntx_es.attestation import Attestation, checked_name, microseconds
-from qntx_es.ax import Ax, conditions
+from qntx_es.attestation import Attestation, checked_name
+from qntx_es.ax import Ax, Span
 from qntx_es.errors import AppendConditionFailed, InvalidCondition, LogRegression
+from qntx_es.searches import bounds, searched
 from qntx_es.tables import attestations as log
-from qntx_es.tables import tags
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +30,9 @@ class Condition:
         if self.after > head:
             raise LogRegression(self.after, head)
         for ax in self.unless:
-            asked = select(func.min(log.c.position)).where(
-                log.c.position > max(after, self.after),
-                log.c.position <= head,
-                *conditions(ax, log, tags, dialect=connection.dialect.name),
-            )
-            if ax.since is not None:
-                asked = asked.where(log.c.recorded_at >= microseconds(ax.since))
-            if ax.until is not None:
-                asked = asked.where(log.c.recorded_at <= microseconds(ax.until))
-            found = connection.execute(asked).scalar_one()
+            begin, end = bounds(connection, ax, max(after, self.after), head)
+            asked = searched(connection, (log.c.position,), ax, Span(1, begin, end))
+            found = connection.execute(asked).scalar_one_or_none()
             if found is not None:
                 raise AppendConditionFailed(f"position {found} is what must not be", found)
 

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,24 @@ from uuid import uuid4
 from weakref import ref
 
 import sqlalchemy
-from sqlalchemy import Connection, Engine, event, func, inspect, make_url, select
+from sqlalchemy import (
+    Connection,
+    Engine,
+    bindparam,
+    event,
+    func,
+    inspect,
+    literal,
+    make_url,
+    select,
+)
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from qntx_es.ax import holds_of_text
 from qntx_es.calls import Calls, Value
 from qntx_es.errors import (
+    AxTimeout,
     DatabaseMissing,
     DatabaseUnavailable,
     LogBusy,
@@ -48,6 +59,8 @@ POSTGRESQL_OLDEST = (14,)
 # Half of a host's connections wait in the pool, the rest are made for a burst.
 POOL_SIZE = 10
 POOL_OVERFLOW = 20
+# SQLite's own small steps, some ten thousand a millisecond.
+STEPS_BETWEEN_LOOKS = 10_000
 WRITE = "qntx_write"
 WAL_PAGES = "qntx_wal_pages"
 # PostgreSQL's clock, in microseconds since 1970.
@@ -97,6 +110,31 @@ class Database:
             if not self.is_sqlite:
                 connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
+
+    @contextmanager
+    def limited(self, seconds: float) -> Iterator[Connection]:
+        """Give a connection to read, none of whose statements may take longer than `seconds`.
+
+        Its plans follow an index where there is one, also while statistics say otherwise. Raises
+        `AxTimeout`.
+        """
+        with self.read() as connection, ExitStack() as stack:
+            if self.is_sqlite:
+                stack.enter_context(_interrupted(connection, seconds))
+            else:
+                connection.execute(_PATIENCE, {"patience": f"{max(1, round(seconds * 1000))}ms"})
+            try:
+                yield connection
+            except DBAPIError as error:
+                if _is_interrupted(error):
+                    raise AxTimeout from error
+                raise
+
+    @contextmanager
+    def alone(self) -> Iterator[Connection]:
+        """Give a connection whose every statement is a transaction of its own: PostgreSQL."""
+        with self.named_errors(), self.engine.connect() as connection:
+            yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
     def call(self, statement: bytes, values: Sequence[Value]) -> list[str | None]:
         """Run what is a transaction of its own, and return its one row as text: PostgreSQL."""
@@ -352,6 +390,13 @@ def _run_revisions(connection: Connection) -> None:
 # Alembic keeps what it works on in its modules: one upgrade at a time in a process.
 _ALEMBIC = threading.Lock()
 _ASK_CLOCK = select(CLOCK)
+# Until the transaction ends; compiling a plan of a query that is estimated high takes longer than
+# most queries do.
+_PATIENCE = select(
+    func.set_config("statement_timeout", bindparam("patience"), literal(True)),  # noqa: FBT003 - SQL's
+    func.set_config("enable_seqscan", "off", literal(True)),  # noqa: FBT003
+    func.set_config("jit", "off", literal(True)),  # noqa: FBT003
+)
 # A lock not had in time, a serialization failure, a deadlock.
 TRY_AGAIN = ("55P03", "40001", "40P01")
 SQLITE_TROUBLE = (
@@ -363,6 +408,23 @@ SQLITE_TROUBLE = (
     sqlite3.SQLITE_PERM,
 )
 _UPGRADE = "Run `qntx-es db upgrade`, or `host.upgrade()`"
+
+
+@contextmanager
+def _interrupted(connection: Connection, seconds: float) -> Iterator[None]:
+    """Let SQLite give up whatever it is asked, once the time has passed."""
+    deadline = time.monotonic() + seconds
+    driver: Any = connection.connection.driver_connection
+    driver.set_progress_handler(lambda: time.monotonic() > deadline, STEPS_BETWEEN_LOOKS)
+    try:
+        yield
+    finally:
+        driver.set_progress_handler(None, 0)
+
+
+def _is_interrupted(error: DBAPIError) -> bool:
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    return code == sqlite3.SQLITE_INTERRUPT or getattr(error.orig, "sqlstate", None) == "57014"
 
 
 def _begin(connection: Connection) -> None:

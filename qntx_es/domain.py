@@ -14,13 +14,16 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeAlias, TypeGuard, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from sqlalchemy import Column, MetaData, Table
 from sqlalchemy.sql.schema import SchemaItem
 from typing_extensions import TypeVar
 
 from qntx_es import columns
 from qntx_es.attestation import Attestation, Json, Payload, Recorded, checked_name, problems_of
+from qntx_es.ax import checked_path
 from qntx_es.errors import (
+    AxError,
     DomainRefused,
     ForeignActor,
     ForeignContext,
@@ -116,6 +119,7 @@ class Domain:
         self.jobs: list[JobHandler[Any]] = []
         self.schedules: list[Schedule] = []
         self.upcasters: list[Upcaster] = []
+        self.indexes: list[tuple[str, ...]] = []
         self._problems: list[str] = []
 
     @property
@@ -132,6 +136,10 @@ class Domain:
     def chain(self, payload: type[P]) -> Chain[P]:
         """Return how payloads of a class are read, whichever version wrote them."""
         return Chain(payload, [one for one in self.upcasters if one.payload is payload])
+
+    def lifts(self, payload: type[Payload]) -> bool:
+        """Tell whether this domain has upcasters for a class."""
+        return any(one.payload is payload for one in self.upcasters)
 
     def table(self, name: str, *parts: SchemaItem) -> Table:
         """Declare a table of the read model; in the database it is `<domain>_<name>`."""
@@ -168,6 +176,25 @@ class Domain:
         )
         self.refuse_foreign(said)
         return said
+
+    def index(self, payload: type[Payload], path: str) -> None:
+        """Ask for an index of the log on a path of payloads, such as `file.name`.
+
+        Queries with a condition on it (`where file.name = "a"`, and `<`, `>`, `in`) then find what
+        they ask for at any length of the log. It is made by `host.upgrade()`, and each append of
+        any context pays for it.
+        """
+        first = path.split(".", maxsplit=1)[0]
+        fields = [name for one in payload.model_fields.items() for name in _names_of(*one)]
+        if first not in fields:
+            self._problems.append(
+                f"index `{path}`: {payload.__name__} has no field `{first}`"
+                f"{did_you_mean(first, fields)}"
+            )
+        try:
+            self.indexes.append(checked_path(path))
+        except AxError as error:
+            self._problems.append(f"index {error}")
 
     def project(
         self, payload: type[P], *, name: str | None = None, keys: Keys[P] | None = None
@@ -437,6 +464,10 @@ def _is_bound(payload: object) -> TypeGuard[type[Payload]]:
 
 def _context_of(emitted: Emits) -> str:
     return emitted if isinstance(emitted, str) else str(getattr(emitted, "context", ""))
+
+
+def _names_of(name: str, field: FieldInfo) -> tuple[str, ...]:
+    return (name,) if field.alias is None else (name, field.alias)
 
 
 def _doubled(domain: Domain) -> list[str]:

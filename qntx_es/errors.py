@@ -81,6 +81,10 @@ class AxTooComplex(AxError):
     """A query has at most 4 KiB of text, 200 parts in its condition, and 20 of them nested."""
 
 
+class AxTimeout(AxError):
+    """A query took too long. Narrow it, or have the path it looks at indexed (`Domain.index`)."""
+
+
 class InvalidTime(QntxError):
     """A time has no zone, so it names no instant. Give it one: `datetime(..., tzinfo=UTC)`."""
 

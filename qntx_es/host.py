@@ -13,12 +13,13 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any, Self, overload
+from typing import Any, Self, TypeVar, overload
 
 from pydantic import ValidationError
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import DBAPIError
 
+from qntx_es import indexes
 from qntx_es.attestation import Attestation, Json, Payload, Recorded, problems_of
 from qntx_es.ax import Ax, parse
 from qntx_es.catalogue import Context, Found, catalogue, found_in
@@ -59,6 +60,8 @@ from qntx_es.upcasting import Chain
 TICK_SECONDS_MAX = 1.0
 LOOK_SECONDS = 0.05
 
+P = TypeVar("P", bound=Payload)
+
 logger = logging.getLogger(__name__)
 
 
@@ -87,7 +90,7 @@ class Host:
         wait = timedelta(seconds=self.settings.lock_seconds)
         self.database = Database(url_or_engine, clock=clock, timeout=wait)
         self._sequencer = Sequencer(self.database)
-        self.log = Log(self.database, self._sequencer)
+        self.log = Log(self.database, self._sequencer, seconds=self.settings.ax_seconds)
         self._stopping = threading.Event()
         self._moved = threading.Condition()
         self._supervisor: Supervisor | None = None
@@ -162,6 +165,26 @@ class Host:
             ax = parse(ax, as_of=as_of)
         return self.log.ax(Ax(**parts) if ax is None else ax)
 
+    @overload
+    def latest(self, context: str, entity: str) -> Recorded[Json] | None: ...
+    @overload
+    def latest(self, context: type[P], entity: str) -> Recorded[P] | None: ...
+    def latest(self, context: str | type[P], entity: str) -> Recorded[Json] | Recorded[P] | None:
+        """Return the newest statement about an entity in a context, or None.
+
+        A payload class stands for its context, and its payload is read as that class: lifted, where
+        a domain of this host has upcasters for it.
+        """
+        self.get_ready()
+        if isinstance(context, str):
+            return self.log.latest(context, entity)
+        found = self.log.latest(context.context, entity)
+        if found is None:
+            return None
+        owner = next((one for one in self.domains.values() if one.lifts(context)), None)
+        chain = Chain(context) if owner is None else owner.chain(context)
+        return Recorded(found.row, chain.decode_of(found.schema_version))
+
     def wait_for(
         self, position: int, name: str, timeout: timedelta | float = timedelta(seconds=10)
     ) -> None:
@@ -183,9 +206,10 @@ class Host:
     # What runs.
 
     def upgrade(self) -> None:
-        """Make or upgrade the framework's tables, and make those of domains seen first."""
+        """Make or upgrade the framework's tables, those of domains seen first, and indexes."""
         self.database.upgrade()
         self._declare()
+        self._make_indexes()
 
     def catch_up(self, *, jobs: bool = False) -> None:
         """Run every projector to the head, until nothing derived is left; with `jobs` those too.
@@ -220,6 +244,7 @@ class Host:
     def running(self) -> Iterator["Host"]:
         """Run projectors, jobs and schedules in threads until the block ends, then drain."""
         self.get_ready()
+        self._make_indexes()
         self._stopping.clear()
         supervisor = Supervisor(self._runners.values(), self._stopping, self._moved)
         worker, ticker = self._worker(), self._ticker()
@@ -364,6 +389,10 @@ class Host:
             if isinstance(batches := runner.batches, InlineBatches)
         )
         self._is_ready = True
+
+    def _make_indexes(self) -> None:
+        for path in {path: None for domain in self.domains.values() for path in domain.indexes}:
+            indexes.make(self.database, path)
 
     def _leave_out(self, domain: Domain, error: DBAPIError) -> None:
         refused = DomainRefused(domain.name, [f"its tables cannot be made: {error.orig}"])

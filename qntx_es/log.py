@@ -6,10 +6,9 @@ snapshot, and what it has seen stays seen, since positions never change behind i
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, overload
+from typing import overload
 
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import func, select
 
 from qntx_es.attestation import (
     RECORDED_COLUMNS,
@@ -17,26 +16,30 @@ from qntx_es.attestation import (
     Json,
     Recorded,
     decode_mapping,
-    microseconds,
 )
-from qntx_es.ax import Ax, conditions
+from qntx_es.ax import Ax, Span
 from qntx_es.conditions import condition_of
 from qntx_es.database import Database
 from qntx_es.errors import ConditionNeedsOwnTransaction
+from qntx_es.searches import Explained, bounds, explain, head_of, searched
 from qntx_es.sequencer import Receipt, Sequencer, Turn
 from qntx_es.sessions import AnySession, after_commit, connection_of
-from qntx_es.tables import attestations, tags
+from qntx_es.tables import attestations
 
 READ_ROWS = 1_000
+AX_SECONDS = 5.0
 COLUMNS = tuple(attestations.c[name] for name in RECORDED_COLUMNS)
 
 
 class Log:
-    """The log of one database."""
+    """The log of one database; no statement of a query may take longer than `seconds`."""
 
-    def __init__(self, database: Database, sequencer: Sequencer) -> None:
+    def __init__(
+        self, database: Database, sequencer: Sequencer, *, seconds: float = AX_SECONDS
+    ) -> None:
         self._database = database
         self._sequencer = sequencer
+        self._seconds = seconds
 
     @overload
     def append(
@@ -115,30 +118,40 @@ class Log:
     ) -> Iterator[Recorded[Json]]:
         """Yield what lies behind `after`, in the order of positions, at most `limit` of them.
 
-        An `ax` with a limit of its own means the newest of these.
+        An `ax` with a limit of its own means the newest of these. Raises `AxTimeout` where one of
+        the pieces takes longer than the settings allow.
         """
         asked = ax or Ax()
-        with self._database.read() as connection:
-            after, until = self._span(connection, asked, after)
-            if asked.limit is not None:
-                after = _before_newest(connection, asked, asked.limit, after, until)
-            dialect = connection.dialect.name
-        forward = partial(_forward, asked, until=until, dialect=dialect)
+        if asked.limit is not None and asked.limit <= READ_ROWS and limit is None:
+            yield from self._newest(asked, after, asked.limit)
+            return
+        after, until = self._span(asked, after)
         found = 0
         while limit is None or found < limit:
             size = READ_ROWS if limit is None else min(READ_ROWS, limit - found)
-            with self._database.read() as connection:
-                rows = connection.execute(forward(after).limit(size)).all()
-            for row in rows:
-                yield Recorded(tuple(row), decode_mapping)
+            rows = self._search(asked, Span(size, after, until))
+            yield from rows
             found += len(rows)
             if len(rows) < size:
                 return
             after = rows[-1].position
 
     def ax(self, ax: Ax) -> list[Recorded[Json]]:
-        """Return all that `ax` asks for, in the order of positions."""
+        """Return all that `ax` asks for, in the order of positions. Raises `AxTimeout`."""
         return list(self.read(ax))
+
+    def latest(self, context: str, entity: str) -> Recorded[Json] | None:
+        """Return the newest statement about an entity in a context, or None."""
+        newest = self.ax(Ax(contexts=context, entities=entity, limit=1))
+        return newest[0] if newest else None
+
+    def explain(self, ax: Ax) -> Explained:
+        """Return how the database would find the newest, or all, of what is asked for."""
+        with self._database.limited(self._seconds) as connection:
+            until = bounds(connection, ax, 0, head_of(connection))[1]
+            size = READ_ROWS if ax.limit is None else min(ax.limit, READ_ROWS)
+            span = Span(size, until=until, is_newest=ax.limit is not None)
+            return explain(connection, ax, span)
 
     def get(self, attestation_id: str) -> Recorded[Json] | None:
         """Return the attestation of this id, or None."""
@@ -157,56 +170,32 @@ class Log:
         with self._database.read() as connection:
             return self._sequencer.waiting(connection)
 
-    def _span(self, connection: Connection, ax: Ax, after: int) -> tuple[int, int]:
-        head = head_of(connection)
-        if ax.since is not None:
-            after = max(after, _last_before(connection, microseconds(ax.since), head))
-        if ax.until is not None:
-            head = _last_before(connection, microseconds(ax.until) + 1, head)
-        return after, head
+    def _span(self, ax: Ax, after: int) -> tuple[int, int]:
+        """Return behind which position, and up to which, a query finds what it asks for."""
+        with self._database.limited(self._seconds) as connection:
+            after, until = bounds(connection, ax, after, head_of(connection))
+            if ax.limit is None:
+                return after, until
+            if ax.limit == 0:
+                return until, until
+            span = Span(ax.limit, after, until, is_newest=True)
+            newest = searched(connection, (attestations.c.position,), ax, span).subquery()
+            oldest = connection.scalar(select(func.min(newest.c.position)))
+        return (after if oldest is None else oldest - 1), until
 
+    def _newest(self, ax: Ax, after: int, limit: int) -> list[Recorded[Json]]:
+        with self._database.limited(self._seconds) as connection:
+            until = None
+            if ax.since is not None or ax.until is not None:
+                after, until = bounds(connection, ax, after, head_of(connection))
+            span = Span(limit, after, until, is_newest=True)
+            rows = connection.execute(searched(connection, COLUMNS, ax, span)).all()
+        return [Recorded(tuple(row), decode_mapping) for row in reversed(rows)]
 
-def head_of(connection: Connection) -> int:
-    """Return the largest position, in the caller's transaction."""
-    largest = select(func.coalesce(func.max(attestations.c.position), 0))
-    return int(connection.execute(largest).scalar_one())
-
-
-def _before_newest(connection: Connection, ax: Ax, limit: int, after: int, until: int) -> int:
-    if limit == 0:
-        return until
-    position = attestations.c.position
-    newest = (
-        _forward(ax, after, until, connection.dialect.name)
-        .with_only_columns(position)
-        .order_by(None)
-    )
-    oldest_wanted = newest.order_by(position.desc()).offset(limit - 1).limit(1)
-    found = connection.execute(oldest_wanted).scalar_one_or_none()
-    return after if found is None else int(found) - 1
-
-
-def _forward(ax: Ax, after: int, until: int, dialect: str) -> Select[Any]:
-    position = attestations.c.position
-    matching = [
-        position > after,
-        position <= until,
-        *conditions(ax, attestations, tags, dialect=dialect),
-    ]
-    return select(*COLUMNS).where(*matching).order_by(position)
-
-
-def _last_before(connection: Connection, instant: int, head: int) -> int:
-    """Return the largest position recorded before an instant, by bisection."""
-    low, high = 0, head
-    while low < high:
-        middle = (low + high + 1) // 2
-        asked = select(attestations.c.recorded_at).where(attestations.c.position == middle)
-        if connection.execute(asked).scalar_one() < instant:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    def _search(self, ax: Ax, span: Span) -> list[Recorded[Json]]:
+        with self._database.limited(self._seconds) as connection:
+            rows = connection.execute(searched(connection, COLUMNS, ax, span)).all()
+        return [Recorded(tuple(row), decode_mapping) for row in rows]
 
 
 __all__ = ["COLUMNS", "Log", "Receipt", "Turn", "head_of"]

@@ -47,6 +47,10 @@ class Store(Protocol):
         """Yield committed attestations behind `after`, in the order of positions."""
         ...
 
+    def latest(self, context: str, entity: str) -> Recorded[Json] | None:
+        """Return the newest statement about an entity in a context, or None."""
+        ...
+
     def get(self, attestation_id: str) -> Recorded[Json] | None:
         """Return the attestation of this id, or None."""
         ...

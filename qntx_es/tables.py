@@ -72,6 +72,7 @@ attestations = Table(
     *_said(),
     Index("qntx_attestations_entity", "entity", "position"),
     Index("qntx_attestations_context", "context", "position"),
+    Index("qntx_attestations_actor", "actor", "position"),
     Index(
         "qntx_attestations_version",
         "entity",

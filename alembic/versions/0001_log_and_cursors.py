@@ -468,6 +468,35 @@ APPENDING_POSTGRESQL = (
     """,
 )
 
+# What indexes on payload paths hold: a number, or the beginning of a text, as text that sorts by
+# code point as its values do (n and the bits of a float in their order, s, b), else null. A row of
+# an index may have 2 704 bytes, so a text ends after 256 characters.
+KEYS_POSTGRESQL = (
+    """
+    CREATE FUNCTION qntx_key(payload text, path text[]) RETURNS text LANGUAGE plpgsql
+    IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    DECLARE
+      found jsonb := payload::jsonb #> path; exact numeric; number float8; bits text;
+    BEGIN
+      CASE jsonb_typeof(found)
+        WHEN 'string' THEN RETURN 's' || left(found #>> '{}', 256);
+        WHEN 'boolean' THEN RETURN 'b' || (found #>> '{}');
+        WHEN 'number' THEN
+          exact := (found #>> '{}')::numeric;
+          number := CASE
+            WHEN abs(exact) <= 1.7976931348623157e308 THEN exact::text::float8
+            WHEN exact > 0 THEN 'Infinity' ELSE '-Infinity' END;
+          bits := encode(float8send(number + 0.0), 'hex');
+          IF number < 0 THEN
+            RETURN 'n' || translate(bits, '0123456789abcdef', 'fedcba9876543210');
+          END IF;
+          RETURN 'n' || translate(left(bits, 1), '01234567', '89abcdef') || substr(bits, 2);
+        ELSE RETURN NULL;
+      END CASE;
+    END $$
+    """,
+)
+
 
 def upgrade() -> None:
     """Make every table of the first version, and the log's guards."""
@@ -488,7 +517,7 @@ def on_postgresql() -> list[str]:
     """
     schema = op.get_bind().execute(sa.text("SELECT quote_ident(current_schema())")).scalar_one()
     literal = schema.replace("'", "''")
-    written = (*GUARDS_POSTGRESQL, *APPENDING_POSTGRESQL)
+    written = (*GUARDS_POSTGRESQL, *APPENDING_POSTGRESQL, *KEYS_POSTGRESQL)
     return [one.replace("{schema}", schema).replace("{literal}", literal) for one in written]
 
 
@@ -518,7 +547,7 @@ def create_log() -> None:
         sa.Column("entity_version", sa.Integer),
         *said(),
     )
-    for column in ("entity", "context"):
+    for column in ("entity", "context", "actor"):
         op.create_index(f"qntx_attestations_{column}", "qntx_attestations", [column, "position"])
     is_numbered = sa.text("entity_version IS NOT NULL")
     op.create_index(

@@ -1,23 +1,29 @@
 """The query: which attestations of the log are meant."""
 
+from qntx_es.ax.keys import KEY_CHARACTERS, Keys, checked_path, keys_of
 from qntx_es.ax.payload import holds_of_text
 from qntx_es.ax.query import Ax, Glob
-from qntx_es.ax.sql import conditions
+from qntx_es.ax.sql import Span, search
 from qntx_es.ax.text import parse
 from qntx_es.ax.where import All, Compare, Contains, Exists, Not, OneOf, Some, Where
 
 __all__ = [
+    "KEY_CHARACTERS",
     "All",
     "Ax",
     "Compare",
     "Contains",
     "Exists",
     "Glob",
+    "Keys",
     "Not",
     "OneOf",
     "Some",
+    "Span",
     "Where",
-    "conditions",
+    "checked_path",
     "holds_of_text",
+    "keys_of",
     "parse",
+    "search",
 ]

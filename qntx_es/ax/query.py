@@ -119,8 +119,8 @@ class Ax:
             raise QntxError(f"limit {limit}: a limit is 0 or more")
         put(self, "limit", limit)
 
-    def newest(self, limit: int) -> "Ax":
-        """Return this query for the newest `limit` of what it asks for."""
+    def newest(self, limit: int | None) -> "Ax":
+        """Return this query for the newest `limit` of what it asks for, or for all of it."""
         parts = {name: getattr(self, name) for name in self.__slots__}
         return Ax(**{**parts, "limit": limit})
 

@@ -4,9 +4,12 @@ It imports no domain unless a context is new to the log, and reads in pieces, so
 can be piped through. A query is a text, or an option for each of its parts.
 """
 
+import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from datetime import UTC, date, datetime, time
 from itertools import islice
+from time import sleep
 from typing import Annotated
 
 import typer
@@ -20,11 +23,13 @@ from qntx_es.cli.output import LIMIT_MAX, Column, Output, Row, complain, counted
 from qntx_es.cli.session import Session
 from qntx_es.errors import UnknownContext
 from qntx_es.host import Host
+from qntx_es.searches import Explained
 from qntx_es.tables import attestations
 
 # A person reads the newest; a pipe gets all.
 NEWEST = 100
 ALIGNED_ROWS = 1_000
+FOLLOW_SECONDS = 0.2
 COLUMNS = (
     Column("position", is_number=True),
     Column("recorded (UTC)", is_number=True, least_width=100),
@@ -106,6 +111,12 @@ def ax(  # noqa: PLR0913 - one parameter an option
             help="The newest N. [default: all; at a terminal 100]",
         ),
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show how the database finds them, and no more.")
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what is appended, until Ctrl-C.")
+    ] = False,
 ) -> None:
     """Show attestations, in their order."""
     out = session.out
@@ -123,30 +134,65 @@ def ax(  # noqa: PLR0913 - one parameter an option
             until=until,
             limit=limit,
         )
-    is_cut = asked.limit is None and out.for_people
-    if is_cut:
-        asked = asked.newest(NEWEST)
+    if follow and (explain or asked.until is not None):
+        raise typer.BadParameter("--follow goes on without an end: drop --explain and `until`")
     with session.log_only() as host:
         host.database.check()
         _refuse_unknown(session, host, [one for one in asked.contexts if isinstance(one, str)])
-        found = _show(host.log.read(asked), out)
-        if not found and not out.as_json:
-            complain(f"nothing found among {counted(host.log.head(), 'attestation')}")
+        if explain:
+            _explain(host.log.explain(asked), asked, out)
+        elif follow:
+            _follow(host, asked, out)
+        else:
+            _show_found(host, asked, out)
+
+
+def _show_found(host: Host, asked: Ax, out: Output) -> None:
+    is_cut = asked.limit is None and out.for_people
+    found, _ = _show(host.log.read(asked.newest(NEWEST) if is_cut else asked), out)
+    if not found and not out.as_json:
+        complain(f"nothing found among {counted(host.log.head(), 'attestation')}")
     if is_cut and found == NEWEST:
         out.say(f"the newest {NEWEST}; --limit N shows more", style="dim")
 
 
-def _show(recorded: Iterator[Recorded[Json]], out: Output) -> int:
-    found = 0
-    if out.as_json:
-        for one in recorded:
+def _explain(explained: Explained, asked: Ax, out: Output) -> None:
+    out.document({"query": str(asked), **asdict(explained)})
+    if explained.index is not None:
+        path, found = explained.index
+        out.say(f"the index of `{path}` leaves {counted(found, 'position')}")
+    for line in explained.plan:
+        out.say(shown(line), is_whole=True)
+
+
+def _follow(host: Host, asked: Ax, out: Output) -> None:
+    """Show what there is, and then whatever is appended, for as long as anybody reads."""
+    is_cut = asked.limit is None and out.for_people
+    shown_so_far, after = 0, host.log.head()
+    recorded = host.log.read(asked.newest(NEWEST) if is_cut else asked)
+    while True:
+        found, last = _show(recorded, out, with_titles=not shown_so_far)
+        sys.stdout.flush()
+        shown_so_far += found
+        after = max(after, last)
+        while (head := host.log.head()) == after:
+            sleep(FOLLOW_SECONDS)
+        recorded = host.log.read(asked.newest(None), after=after)
+        after = head
+
+
+def _show(
+    recorded: Iterator[Recorded[Json]], out: Output, *, with_titles: bool = True
+) -> tuple[int, int]:
+    """Show attestations, and return how many they were and the position of the last."""
+    found = last = 0
+    while some := list(islice(recorded, ALIGNED_ROWS)):
+        for one in some:
             out.record(document_of(one))
-            found += 1
-        return found
-    while rows := [_row(one) for one in islice(recorded, ALIGNED_ROWS)]:
-        out.table(COLUMNS, rows, with_titles=out.for_people)
-        found += len(rows)
-    return found
+        titled = with_titles and not found and out.for_people
+        out.table(COLUMNS, map(_row, some), with_titles=titled)
+        found, last = found + len(some), some[-1].position
+    return found, last
 
 
 def document_of(recorded: Recorded[Json]) -> dict[str, object]:

@@ -14,6 +14,7 @@ from qntx_es.cli.output import complain, shown
 from qntx_es.config import InvalidConfig
 from qntx_es.errors import (
     AxError,
+    AxTimeout,
     DomainRefused,
     QntxError,
     UnknownContext,
@@ -44,7 +45,8 @@ def named_errors() -> Iterator[None]:
 
 def code_of(error: QntxError) -> int:
     """Return the exit code of an error: usage where the command line names what is not there."""
-    return USAGE if isinstance(error, OF_USAGE) else FAILURE
+    is_of_usage = isinstance(error, OF_USAGE) and not isinstance(error, AxTimeout)
+    return USAGE if is_of_usage else FAILURE
 
 
 def message_of(error: QntxError) -> str:

@@ -70,6 +70,10 @@ class JobStore:
         """Yield what is committed."""
         return self._log.read(ax, after, limit)
 
+    def latest(self, context: str, entity: str) -> Recorded[Json] | None:
+        """Return the newest committed statement about an entity in a context, or None."""
+        return self._log.latest(context, entity)
+
     def get(self, attestation_id: str) -> Recorded[Json] | None:
         """Return the attestation of this id, or None."""
         return self._log.get(attestation_id)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from qntx_es import Attestation, Ax
+from qntx_es import Attestation, Ax, indexes
 from qntx_es.ax import (
     All,
     Compare,
@@ -118,11 +118,16 @@ def test_no_text_is_more_than_a_query_or_an_error_of_its_own(text: str) -> None:
     assert parse(str(ax)) == ax
 
 
+INDEXED = [("a",), ("b",), ("0",), ("a", "b"), ("is",)]
+
+
 @pytest.fixture
 def log(url: str) -> Iterator[Log]:
-    """Open an empty log."""
+    """Open an empty log, some of whose payload paths are indexed."""
     database = Database(url)
     database.upgrade()
+    for path in INDEXED:
+        indexes.make(database, path)
     yield Log(database, Sequencer(database))
     database.close()
 
@@ -150,7 +155,7 @@ def log(url: str) -> Iterator[Log]:
 def test_sql_finds_what_python_finds(
     log: Log, said: list[Attestation], queries: list[Ax], wheres: list[Where]
 ) -> None:
-    """Of whatever was said both find the same, on both databases."""
+    """Of whatever was said both find the same, on both databases, by an index or without."""
     start = log.head()
     log.append(said)
     recorded = list(log.read(after=start))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from domains.code import code, ingest
+from domains.code import FileAnalyzed, code, ingest
 from domains.code.read_model import files, repositories
 from qntx_es import Attestation, Ax, Host
 
@@ -68,6 +68,14 @@ def test_pattern_2_state_sharing_via_attestations(host: Host) -> None:
     (row,) = rows(host, files)
     assert (row.path, row.complexity, row.coverage) == ("domains/code/plugin.go", 12, 85.3)
     assert row.last_modified.isoformat() == "2026-01-04"
+
+    latest = host.latest("file_analyzed", "domains/code/plugin.go")
+    assert latest is not None
+    assert latest.payload == {"complexity": 12, "coverage": 85.3, "last_modified": "2026-01-04"}
+    assert host.ax("domains/code/plugin.go is file_analyzed limit 1") == [latest]
+    typed = host.latest(FileAnalyzed, "domains/code/plugin.go")
+    assert typed is not None
+    assert (typed.payload.complexity, typed.payload.coverage) == (12, 85.3)
 
 
 def test_example_1_git_ingestion_to_code_analysis(host: Host) -> None:
