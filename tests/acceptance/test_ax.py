@@ -1,6 +1,7 @@
 """`qntx-es ax`: asking the log, and being shown what others wrote as the text it is."""
 
 import json
+import signal
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -183,3 +184,58 @@ def test_a_query_is_one_argument(qntx: Qntx, empty_log: str) -> None:
     assert refused.stderr.splitlines()[-1].endswith("  ^")
     assert qntx(*asked, "a is seen", "--limit", "3").returncode == 2
     assert qntx(*asked, "--as-of", "2026-01-04").returncode == 2
+
+
+def test_the_plan_is_shown_and_nothing_else(qntx: Qntx, empty_log: str) -> None:
+    """`--explain` prints what the database would do, to people and to programs."""
+    with closing(Host(empty_log)) as host:
+        host.append(said("a"))
+    asked = ("--database", empty_log, "ax", "a is seen where n > 2 limit 1", "--explain")
+
+    shown = qntx(*asked)
+    assert shown.returncode == 0
+    assert "qntx_attestations_entity" in shown.stdout
+
+    document = json.loads(qntx(*asked, "--json").stdout)
+    assert document["query"] == "a is seen where n > 2 limit 1"
+    assert document["statement"].startswith("SELECT")
+    assert "a" in document["parameters"].values()
+    assert document["index"] is None
+
+
+def test_what_takes_too_long_fails_by_name(qntx: Qntx, empty_log: str) -> None:
+    """Past the limit of the settings a query ends with exit 1 and the remedy."""
+    with closing(Host(empty_log)) as host:
+        for _ in range(2):
+            host.append([said("a", payload={"n": list(range(50))}) for _ in range(10_000)])
+
+    hurried = qntx("--database", empty_log, "ax", "where n contains 99", QNTX_AX_SECONDS="0.01")
+
+    assert hurried.returncode == 1
+    assert "took too long" in hurried.stderr
+
+
+def test_following_goes_on_with_what_is_appended(started: Started, empty_log: str) -> None:
+    """`--follow` shows what there is, then each new match at once and in order, until Ctrl-C."""
+    with closing(Host(empty_log)) as host:
+        host.append([said("a", payload={"n": 1}), said("b")])
+        process = started("ax", "a limit 1", "--follow", "--json", "--database", empty_log)
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["payload"] == {"n": 1}
+        for n in (2, 3):
+            host.append([said("b"), said("a", payload={"n": n}), said("a", payload={"n": -n})])
+            shown = [json.loads(process.stdout.readline())["payload"]["n"] for _ in range(2)]
+            assert shown == [n, -n]
+
+    process.send_signal(signal.SIGINT)
+
+    assert process.wait(SECONDS_MAX) == 130
+    assert process.stdout.read() == ""
+
+
+def test_following_has_no_end(qntx: Qntx, empty_log: str) -> None:
+    """A query that ends, or one that is only explained, cannot be followed."""
+    for more in (("until 2026-01-04", "--follow"), ("a", "--follow", "--explain")):
+        refused = qntx("--database", empty_log, "ax", *more)
+        assert refused.returncode == 2
+        assert "without an end" in refused.stderr
