@@ -14,6 +14,9 @@ from qntx_es.config import (
     InvalidConfig,
     Settings,
 )
+from qntx_es.digests import (
+    LogDigest,
+)
 from qntx_es.domain import (
     Domain,
 )
@@ -24,6 +27,7 @@ from qntx_es.errors import (
     AxTooComplex,
     ConditionNeedsOwnTransaction,
     ConflictingAttestation,
+    CorruptAttestation,
     CursorWouldRegress,
     DatabaseMissing,
     DatabaseUnavailable,
@@ -35,6 +39,7 @@ from qntx_es.errors import (
     ForeignDomain,
     ForeignTable,
     GiveUp,
+    ImportRefused,
     InvalidAttestation,
     InvalidCondition,
     InvalidDerivation,
@@ -102,6 +107,10 @@ from qntx_es.services import (
     ServiceRegistry,
     Store,
 )
+from qntx_es.transfer import (
+    Exported,
+    Imported,
+)
 
 __all__ = [
     "AppendConditionFailed",
@@ -113,6 +122,7 @@ __all__ = [
     "Backoff",
     "ConditionNeedsOwnTransaction",
     "ConflictingAttestation",
+    "CorruptAttestation",
     "CursorWouldRegress",
     "DatabaseMissing",
     "DatabaseUnavailable",
@@ -120,6 +130,7 @@ __all__ = [
     "Domain",
     "DomainRefused",
     "DuplicateKey",
+    "Exported",
     "ForeignActor",
     "ForeignContext",
     "ForeignDomain",
@@ -127,6 +138,8 @@ __all__ = [
     "GiveUp",
     "Glob",
     "Host",
+    "ImportRefused",
+    "Imported",
     "InvalidAttestation",
     "InvalidCondition",
     "InvalidConfig",
@@ -142,6 +155,7 @@ __all__ = [
     "LeaseLost",
     "Log",
     "LogBusy",
+    "LogDigest",
     "LogRegression",
     "LossyValue",
     "MissingExtra",
