@@ -21,6 +21,21 @@ from qntx_es.errors import QntxError
 STREAM = Path("-")
 
 
+def new_file(text: str) -> Path:
+    """Return where a file may be written, or `STREAM`."""
+    if Path(text).is_dir():
+        raise typer.BadParameter(f"{shown(text)} is a folder: name a file in it")
+    return Path(text)
+
+
+def file_there(text: str) -> Path:
+    """Return a file, or a pipe, that is there, or `STREAM`."""
+    path = Path(text)
+    if path != STREAM and (path.is_dir() or not path.exists()):
+        raise typer.BadParameter(f"{shown(text)} is no file that is there")
+    return path
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     command(app, "export")(export)
@@ -31,9 +46,7 @@ def export(
     session: Session,
     file: Annotated[
         Path,
-        typer.Argument(
-            metavar="FILE", dir_okay=False, allow_dash=True, help="The new file, or - for stdout."
-        ),
+        typer.Argument(parser=new_file, metavar="FILE", help="The new file, or - for stdout."),
     ],
 ) -> None:
     """Write the whole log to a file, from which any database can take it in."""
@@ -61,11 +74,7 @@ def import_(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            allow_dash=True,
-            help="What `export` wrote, or - for stdin.",
+            parser=file_there, metavar="FILE", help="What `export` wrote, or - for stdin."
         ),
     ],
     *,
@@ -94,8 +103,8 @@ def import_(
         f"imported {counted(digest.position, 'attestation')}, digest {digest.value}", is_whole=True
     )
     session.out.say(
-        f"{', '.join(domains)}: will project all of them, and derive from what comes after "
-        f"position {digest.position}; `qntx-es run` begins with it"
+        f"domains here ({', '.join(domains)}) project all of it, and derive from what comes after "
+        f"position {digest.position}"
     )
 
 

@@ -3,7 +3,7 @@
 from qntx_es.transfer.exporting import Exported, export_log
 from qntx_es.transfer.files import Destination, Source, reading, writing
 from qntx_es.transfer.importing import Imported, import_log
-from qntx_es.transfer.lines import Progress
+from qntx_es.transfer.lines import Progress, untold
 
 __all__ = [
     "Destination",
@@ -14,5 +14,6 @@ __all__ = [
     "export_log",
     "import_log",
     "reading",
+    "untold",
     "writing",
 ]

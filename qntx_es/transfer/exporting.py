@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from qntx_es.digests import Chain, LogDigest
 from qntx_es.log import READ_ROWS, Log
-from qntx_es.transfer.lines import Header, Progress, header_line, trailer_line
+from qntx_es.transfer.lines import Header, Progress, header_line, trailer_line, untold
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,18 +19,17 @@ class Exported:
     digest: LogDigest
 
 
-def export_log(log: Log, stream: BinaryIO, progress: Progress | None = None) -> Exported:
+def export_log(log: Log, stream: BinaryIO, progress: Progress = untold) -> Exported:
     """Write all that has a position. Raises `CorruptAttestation`."""
     header = Header(log.epoch(), log.head())
     chain = Chain()
     _write(stream, header_line(header))
     for recorded in log.read(limit=header.head):
-        _write(stream, chain.add(recorded.row))
-        if progress is not None and chain.position % READ_ROWS == 0:
+        if chain.position % READ_ROWS == 0:
             progress(chain.position, header.head)
+        _write(stream, chain.add(recorded.row))
     _write(stream, trailer_line(chain.digest))
-    if progress is not None:
-        progress(chain.position, header.head)
+    progress(chain.position, header.head)
     return Exported(header.epoch, chain.digest)
 
 

@@ -19,7 +19,7 @@ from qntx_es.projections.generations import derive_from
 from qntx_es.sequencer import Sequencer
 from qntx_es.statements import insert_into_log, known_by_id
 from qntx_es.tables import epochs
-from qntx_es.transfer.lines import Entry, ExportReader, Progress, line_number
+from qntx_es.transfer.lines import Entry, ExportReader, Progress, line_number, untold
 
 BATCH_ROWS = 1_000
 BATCH_CHARACTERS = 4 << 20
@@ -35,9 +35,7 @@ class Imported:
     domains: tuple[str, ...]
 
 
-def import_log(
-    sequencer: Sequencer, stream: BinaryIO, progress: Progress | None = None
-) -> Imported:
+def import_log(sequencer: Sequencer, stream: BinaryIO, progress: Progress = untold) -> Imported:
     """Append all of an export in one transaction, or raise `ImportRefused` and append nothing."""
     reader = ExportReader(stream)
     epoch, head = reader.header
@@ -45,12 +43,12 @@ def import_log(
         _refuse_unless_empty(sequencer, connection)
         done = 0
         for batch in _batches(reader.entries()):
+            progress(done, head)
             _insert(connection, batch, done)
             done += len(batch)
-            if progress is not None:
-                progress(done, head)
         connection.execute(update(epochs).values(epoch=epoch))
         domains = derive_from(connection, head)
+    progress(done, head)
     return Imported(epoch, reader.digest, tuple(domains))
 
 
