@@ -290,6 +290,7 @@ class Host:
         """Write the whole log, to a path or a binary stream, as `import_log` reads it.
 
         What waits in the inbox is in it. `progress` is told how many are done, of how many.
+        Raises `CorruptAttestation`.
         """
         self.get_ready()
         self._sequencer.run_pass()

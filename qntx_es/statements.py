@@ -109,6 +109,12 @@ def insert_into_log(
         connection.exec_driver_sql(_INSERT_POSTGRESQL, (head, instants, numbers, *arrays))
 
 
+def refresh_statistics(connection: Connection) -> None:
+    """Let PostgreSQL know that the log is long: else each piece read is all the rest, sorted."""
+    if connection.dialect.name != "sqlite":
+        connection.exec_driver_sql("ANALYZE qntx_attestations")
+
+
 _KNOWN_ON_SQLITE = (
     f"SELECT id, position, {', '.join(BYTES)} FROM qntx_attestations "  # noqa: S608
     "WHERE id IN (SELECT value FROM json_each(?))"

@@ -17,7 +17,7 @@ from qntx_es.errors import ImportRefused
 from qntx_es.log import head_of
 from qntx_es.projections.generations import derive_from
 from qntx_es.sequencer import Sequencer
-from qntx_es.statements import insert_into_log, known_by_id
+from qntx_es.statements import insert_into_log, known_by_id, refresh_statistics
 from qntx_es.tables import epochs
 from qntx_es.transfer.lines import Entry, ExportReader, Progress, line_number, untold
 
@@ -48,6 +48,7 @@ def import_log(sequencer: Sequencer, stream: BinaryIO, progress: Progress = unto
             done += len(batch)
         connection.execute(update(epochs).values(epoch=epoch))
         domains = derive_from(connection, head)
+        refresh_statistics(connection)
     progress(done, head)
     return Imported(epoch, reader.digest, tuple(domains))
 
