@@ -112,11 +112,11 @@ class ExportReader:
                 f"the export is of version {said.get('version')!r:.20}, "
                 f"and this qntx-es reads version {VERSION}"
             )
-        epoch, head = said.get("epoch"), said.get("head")
+        epoch, head = said.get("epoch", ""), said.get("head")
         if type(head) is not int or not 0 <= head <= POSITION_MAX:
             raise self._refused(f"head is {head!r:.40}, which is no position")
         try:
-            header = Header(checked_name(epoch, "epoch"), head)  # type: ignore[arg-type] # checked
+            header = Header(checked_name(epoch, "epoch"), head)
         except InvalidId as error:
             raise self._refused(str(error)) from error
         if header_line(header) != text:
