@@ -30,7 +30,7 @@ class LogDigest:
 EMPTY = LogDigest(0, "0" * 64)
 
 
-class Chain:
+class DigestChain:
     """The digest as it grows: from a known one on, row by row."""
 
     __slots__ = ("_value", "position")

@@ -188,7 +188,7 @@ class ImportRefused(QntxError):
     ) -> None:
         self.line = line
         where = "" if line is None else f"line {line}: "
-        super().__init__(f"{where}{what}. Nothing was imported. {remedy}")
+        super().__init__(f"{where}{what.rstrip('.')}. Nothing was imported. {remedy}")
 
 
 class StorageFull(QntxError):

@@ -55,11 +55,10 @@ from qntx_es.services import Store
 from qntx_es.sessions import AnySession, after_commit
 from qntx_es.tables import cursors
 from qntx_es.transfer import (
-    Destination,
+    AnyFile,
     Exported,
     Imported,
     Progress,
-    Source,
     export_log,
     import_log,
     reading,
@@ -286,7 +285,7 @@ class Host:
 
     # How a log moves.
 
-    def export_log(self, to: Destination, *, progress: Progress = untold) -> Exported:
+    def export_log(self, to: AnyFile, *, progress: Progress = untold) -> Exported:
         """Write the whole log, to a path or a binary stream, as `import_log` reads it.
 
         What waits in the inbox is in it. `progress` is told how many are done, of how many.
@@ -297,7 +296,7 @@ class Host:
         with writing(to) as stream:
             return export_log(self.log, stream, progress)
 
-    def import_log(self, source: Source, *, progress: Progress = untold) -> Imported:
+    def import_log(self, source: AnyFile, *, progress: Progress = untold) -> Imported:
         """Take an export into this log, which must be empty, as the log that it is.
 
         Projectors follow from its beginning, and derive from its head on. Raises `ImportRefused`,

@@ -22,7 +22,7 @@ from qntx_es.attestation import (
 from qntx_es.ax import Ax, conditions
 from qntx_es.conditions import condition_of
 from qntx_es.database import Database
-from qntx_es.digests import EMPTY, Chain, LogDigest
+from qntx_es.digests import EMPTY, DigestChain, LogDigest
 from qntx_es.errors import ConditionNeedsOwnTransaction, LogRegression
 from qntx_es.sequencer import Receipt, Sequencer, Turn
 from qntx_es.sessions import AnySession, after_commit, connection_of
@@ -161,7 +161,7 @@ class Log:
         head = self.head()
         if head < after.position:
             raise LogRegression(after.position, head)
-        chain = Chain(after)
+        chain = DigestChain(after)
         for recorded in self.read(after=after.position, limit=head - after.position):
             chain.add(recorded.row)
         return chain.digest

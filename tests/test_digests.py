@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 
 from qntx_es import Attestation, CorruptAttestation, LogDigest, LogRegression
 from qntx_es.database import Database
-from qntx_es.digests import EMPTY, Chain
+from qntx_es.digests import EMPTY, DigestChain
 from qntx_es.log import READ_ROWS, Log
 from qntx_es.sequencer import Sequencer
 
@@ -150,7 +150,7 @@ def test_a_hole_is_named(database: Database, log: Log) -> None:
 
 def digests(log: Log) -> list[str]:
     """Return the digest at each position."""
-    chain = Chain()
+    chain = DigestChain()
     found = []
     for one in log.read():
         chain.add(one.row)

@@ -26,7 +26,7 @@ from qntx_es import (
 )
 from qntx_es.attestation import NAME_CHARACTERS_MAX, PAYLOAD_BYTES_MAX, RecordedRow
 from qntx_es.database import Database
-from qntx_es.digests import Chain
+from qntx_es.digests import DigestChain
 from qntx_es.inbox import insert_into_inbox
 from qntx_es.pulse.fold import jobs
 from qntx_es.sequencer import Sequencer
@@ -167,7 +167,7 @@ def row_of(position: int, **changes: Any) -> RecordedRow:  # noqa: ANN401 - the 
 
 def forged(*rows: RecordedRow) -> bytes:
     """Write rows, whatever is in them, as somebody would who knows the format and its digest."""
-    chain = Chain()
+    chain = DigestChain()
     lines = [header_line(Header("forged", len(rows))), *map(chain.add, rows)]
     return "".join(f"{line}\n" for line in (*lines, trailer_line(chain.digest))).encode()
 
@@ -438,7 +438,7 @@ REFUSED = {
     "a payload too large": (
         forged(row_of(1, payload=f'{{"n":"{"x" * PAYLOAD_BYTES_MAX}"}}')),
         2,
-        "larger than 1 MiB",
+        "or its parts. Nothing was imported. Export the log again",
     ),
     "a payload of another kind": (forged(row_of(1, payload="[]")), 2, "a payload is a JSON object"),
     "what JSON cannot say": (forged(row_of(1, payload='{"n":NaN}')), 2, "which JSON cannot say"),

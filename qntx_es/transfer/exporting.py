@@ -6,7 +6,7 @@ That is enough, since what lies at or below a head never changes.
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from qntx_es.digests import Chain, LogDigest
+from qntx_es.digests import DigestChain, LogDigest
 from qntx_es.log import READ_ROWS, Log
 from qntx_es.transfer.lines import Header, Progress, header_line, trailer_line, untold
 
@@ -22,7 +22,7 @@ class Exported:
 def export_log(log: Log, stream: BinaryIO, progress: Progress = untold) -> Exported:
     """Write all that has a position. Raises `CorruptAttestation`."""
     header = Header(log.epoch(), log.head())
-    chain = Chain()
+    chain = DigestChain()
     _write(stream, header_line(header))
     for recorded in log.read(limit=header.head):
         if chain.position % READ_ROWS == 0:

@@ -11,13 +11,11 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import BinaryIO, TypeAlias, cast
 
-AnyPath: TypeAlias = str | os.PathLike[str]
-Destination: TypeAlias = AnyPath | BinaryIO
-Source: TypeAlias = AnyPath | BinaryIO
+AnyFile: TypeAlias = str | os.PathLike[str] | BinaryIO
 
 
 @contextmanager
-def writing(to: Destination) -> Iterator[BinaryIO]:
+def writing(to: AnyFile) -> Iterator[BinaryIO]:
     """Give a stream to write to; a file by path is readable by its owner alone, and all or none."""
     if not isinstance(to, str | os.PathLike):
         yield to
@@ -40,7 +38,7 @@ def writing(to: Destination) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def reading(source: Source) -> Iterator[BinaryIO]:
+def reading(source: AnyFile) -> Iterator[BinaryIO]:
     """Give a stream to read from."""
     if not isinstance(source, str | os.PathLike):
         yield source

@@ -25,7 +25,7 @@ from qntx_es.attestation import (
     checked_name,
     microseconds,
 )
-from qntx_es.digests import CHECK_DIGITS, Chain, LogDigest
+from qntx_es.digests import CHECK_DIGITS, DigestChain, LogDigest
 from qntx_es.errors import ImportRefused, InvalidId, QntxError
 
 # Takes how many attestations are done, of how many.
@@ -78,7 +78,7 @@ class ExportReader:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._line = 0
-        self._chain = Chain()
+        self._chain = DigestChain()
         self.header = self._read_header()
 
     @property
