@@ -70,7 +70,7 @@ def exported(host: Host) -> bytes:
     return stream.getvalue()
 
 
-@settings(max_examples=20, suppress_health_check=FIXTURES)
+@settings(max_examples=10, suppress_health_check=FIXTURES)
 @given(log=LOGS)
 def test_import_of_an_export_is_the_same_log(
     postgres_server: PostgresServer, log: list[tuple[dict[str, Any], bool]]
