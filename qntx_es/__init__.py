@@ -14,6 +14,9 @@ from qntx_es.config import (
     InvalidConfig,
     Settings,
 )
+from qntx_es.digests import (
+    LogDigest,
+)
 from qntx_es.domain import (
     Domain,
 )
@@ -25,6 +28,7 @@ from qntx_es.errors import (
     AxTooComplex,
     ConditionNeedsOwnTransaction,
     ConflictingAttestation,
+    CorruptAttestation,
     CursorWouldRegress,
     DatabaseMissing,
     DatabaseUnavailable,
@@ -36,6 +40,7 @@ from qntx_es.errors import (
     ForeignDomain,
     ForeignTable,
     GiveUp,
+    ImportRefused,
     InvalidAttestation,
     InvalidCondition,
     InvalidDerivation,
@@ -103,6 +108,10 @@ from qntx_es.services import (
     ServiceRegistry,
     Store,
 )
+from qntx_es.transfer import (
+    Exported,
+    Imported,
+)
 
 __all__ = [
     "AppendConditionFailed",
@@ -115,6 +124,7 @@ __all__ = [
     "Backoff",
     "ConditionNeedsOwnTransaction",
     "ConflictingAttestation",
+    "CorruptAttestation",
     "CursorWouldRegress",
     "DatabaseMissing",
     "DatabaseUnavailable",
@@ -122,6 +132,7 @@ __all__ = [
     "Domain",
     "DomainRefused",
     "DuplicateKey",
+    "Exported",
     "ForeignActor",
     "ForeignContext",
     "ForeignDomain",
@@ -129,6 +140,8 @@ __all__ = [
     "GiveUp",
     "Glob",
     "Host",
+    "ImportRefused",
+    "Imported",
     "InvalidAttestation",
     "InvalidCondition",
     "InvalidConfig",
@@ -144,6 +157,7 @@ __all__ = [
     "LeaseLost",
     "Log",
     "LogBusy",
+    "LogDigest",
     "LogRegression",
     "LossyValue",
     "MissingExtra",

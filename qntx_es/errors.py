@@ -169,6 +169,32 @@ class LogBusy(QntxError):
     """Another process holds the database's write lock for too long. Try again when it is done."""
 
 
+class CorruptAttestation(QntxError):
+    """The log was changed behind its guards. Restore it from a backup, or import an export."""
+
+    def __init__(self, position: int) -> None:
+        self.position = position
+        super().__init__(
+            f"position {position} of the log is missing: the log was changed behind its guards. "
+            "Restore it from a backup, or import an export"
+        )
+
+
+class ImportRefused(QntxError):
+    """An import is refused as a whole: nothing was appended."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        line: int | None = None,
+        remedy: str = "Export the log again, or copy the file anew",
+    ) -> None:
+        self.line = line
+        where = "" if line is None else f"line {line}: "
+        super().__init__(f"{where}{what.rstrip('.')}. Nothing was imported. {remedy}")
+
+
 class StorageFull(QntxError):
     """The disk is full; nothing was written. Make room: what waits goes on by itself."""
 

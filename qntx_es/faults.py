@@ -15,6 +15,8 @@ POINTS = (
     "pass.before_inline",
     "pass.before_commit",
     "pass.after_commit",
+    "import.before_commit",
+    "import.after_commit",
     "batch.after_look",
     "batch.after_read",
     "batch.before_flush",

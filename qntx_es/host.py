@@ -55,6 +55,17 @@ from qntx_es.sequencer import Receipt, Sequencer
 from qntx_es.services import Store
 from qntx_es.sessions import AnySession, after_commit
 from qntx_es.tables import cursors
+from qntx_es.transfer import (
+    AnyFile,
+    Exported,
+    Imported,
+    Progress,
+    export_log,
+    import_log,
+    reading,
+    untold,
+    writing,
+)
 from qntx_es.upcasting import Chain
 
 TICK_SECONDS_MAX = 1.0
@@ -296,6 +307,31 @@ class Host:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    # How a log moves.
+
+    def export_log(self, to: AnyFile, *, progress: Progress = untold) -> Exported:
+        """Write the whole log, to a path or a binary stream, as `import_log` reads it.
+
+        What waits in the inbox is in it. `progress` is told how many are done, of how many.
+        Raises `CorruptAttestation`.
+        """
+        self.get_ready()
+        self._sequencer.run_pass()
+        with writing(to) as stream:
+            return export_log(self.log, stream, progress)
+
+    def import_log(self, source: AnyFile, *, progress: Progress = untold) -> Imported:
+        """Take an export into this log, which must be empty, as the log that it is.
+
+        Projectors follow from its beginning, and derive from its head on. Raises `ImportRefused`,
+        and then nothing was appended.
+        """
+        self.get_ready()
+        with reading(source) as stream:
+            imported = import_log(self._sequencer, stream, progress)
+        self._wake()
+        return imported
 
     # What is known.
 

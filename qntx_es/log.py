@@ -20,11 +20,12 @@ from qntx_es.attestation import (
 from qntx_es.ax import Ax, Span
 from qntx_es.conditions import condition_of
 from qntx_es.database import Database
-from qntx_es.errors import ConditionNeedsOwnTransaction
+from qntx_es.digests import EMPTY, DigestChain, LogDigest
+from qntx_es.errors import ConditionNeedsOwnTransaction, LogRegression
 from qntx_es.searches import Explained, bounds, explain, head_of, searched
 from qntx_es.sequencer import Receipt, Sequencer, Turn
 from qntx_es.sessions import AnySession, after_commit, connection_of
-from qntx_es.tables import attestations
+from qntx_es.tables import attestations, epochs
 
 READ_ROWS = 1_000
 AX_SECONDS = 5.0
@@ -164,6 +165,24 @@ class Log:
         """Return the largest position: 1…head are all committed and readable. 0 is empty."""
         with self._database.read() as connection:
             return head_of(connection)
+
+    def digest(self, after: LogDigest = EMPTY) -> LogDigest:
+        """Return the digest of all up to the head as it is now, going on from one that is known.
+
+        Raises `CorruptAttestation` where a position is missing, and `LogRegression`.
+        """
+        head = self.head()
+        if head < after.position:
+            raise LogRegression(after.position, head)
+        chain = DigestChain(after)
+        for recorded in self.read(after=after.position, limit=head - after.position):
+            chain.add(recorded.row)
+        return chain.digest
+
+    def epoch(self) -> str:
+        """Return what names this log, wherever its database is copied to."""
+        with self._database.read() as connection:
+            return str(connection.execute(select(epochs.c.epoch)).scalar_one())
 
     def waiting(self) -> int:
         """Count what is committed but has no position yet."""

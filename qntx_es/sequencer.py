@@ -51,6 +51,7 @@ from qntx_es.statements import (
     OTHERS_FIRST,
     Head,
     append_or_drop,
+    be_patient,
     begin_writing,
     bytes_of,
     head_and_now,
@@ -248,6 +249,21 @@ class Sequencer:
         """Hold the lock for a block that moves no position, such as an inline projector's swap."""
         with self._locked() as (connection, _, _now):
             yield connection
+
+    @contextmanager
+    def held_still(self) -> Iterator[Connection]:
+        """Hold the lock for a block that fills an empty log: what waits in the inbox stays there.
+
+        The block may wait for a slow source, as no other holder may.
+        """
+        with self._database.write() as connection:
+            if not self._database.is_sqlite:
+                connection.execute(lock(), {"timeout": self._timeout})
+                connection.execute(be_patient())
+            yield connection
+            faults.point("import.before_commit")
+        faults.point("import.after_commit")
+        self.look_again()
 
     def drop(self, connection: Connection, attestations: Sequence[Attestation]) -> None:
         """Leave attestations in a transaction that is not ours to commit.
@@ -522,7 +538,7 @@ class Sequencer:
         fresh = _unknown(attestations, known)
         if fresh:
             given = [(numbers or {}).get(one.id) for one in fresh]
-            insert_into_log(connection, fresh, given, head.position, now)
+            insert_into_log(connection, fresh, given, head.position, [now] * len(fresh))
             last = head.position + len(fresh)
             self._project_inline(connection, {one.context for one in fresh}, last)
         positions = {one.id: head.position + n for n, one in enumerate(fresh, 1)}

@@ -43,7 +43,6 @@ class Kinship:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._epoch: str | None = None
         self._kin: WeakSet[Any] = WeakSet()
 
     def check(self, connection: Connection) -> None:
@@ -56,10 +55,9 @@ class Kinship:
         if not inspect(connection).has_table(epochs.name):
             raise OtherDatabase
         asked = select(epochs.c.epoch)
-        if self._epoch is None:
-            with self._database.read() as ours:
-                self._epoch = ours.execute(asked).scalar_one()
-        if connection.execute(asked).scalar_one() != self._epoch:
+        with self._database.read() as ours:
+            epoch = ours.execute(asked).scalar_one()
+        if connection.execute(asked).scalar_one() != epoch:
             raise OtherDatabase
         self._kin.add(connection.engine)
 

@@ -5,7 +5,7 @@ Statements are composed once: composing one of this size costs more than running
 
 import json
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -30,6 +30,8 @@ from qntx_es.tables import epochs
 
 # A process stopped while it holds the lock is cut off by the server, and the next one goes on.
 IDLE_SECONDS_MAX = 5
+# An import may come through a slow line, and in an empty log there is little to hold up.
+SOURCE_SECONDS_MAX = 600
 SAID = ("id", "context", "entity", "actor", "slice", "depth", "schema_version", "caused_by")
 COLUMNS = (*SAID, "correlation_id", "tags", "payload")
 # What makes two statements the same.
@@ -67,14 +69,20 @@ _INSERT_SQLITE = (
     f"VALUES ({', '.join('?' * (3 + len(COLUMNS)))})"
 )
 TYPES = ["text" if name in TEXTS else "int" for name in COLUMNS]
-ARRAYS = ", ".join(f"%b::{kind}[]" for kind in TYPES)
-UNNEST = f"unnest({ARRAYS}) WITH ORDINALITY AS said({', '.join(COLUMNS)}, ordinal)"
-# Binary arrays, one parameter a column: four times as fast as text ones.
+
+
+def _unnest(types: Iterable[str], columns: Iterable[str]) -> str:
+    # Binary arrays, one parameter a column: four times as fast as text ones.
+    arrays = ", ".join(f"%b::{kind}[]" for kind in types)
+    return f"unnest({arrays}) WITH ORDINALITY AS said({', '.join(columns)}, ordinal)"
+
+
+UNNEST = _unnest(TYPES, COLUMNS)
+_PLACED = ("recorded_at", "entity_version", *COLUMNS)
 _INSERT_POSTGRESQL = (
-    "INSERT INTO qntx_attestations "  # noqa: S608
-    f"(position, recorded_at, entity_version, {', '.join(COLUMNS)}) "
-    "SELECT %b::bigint + ordinal, %b::bigint, (%b::int[])[ordinal], "
-    f"{', '.join(COLUMNS)} FROM {UNNEST}"
+    f"INSERT INTO qntx_attestations (position, {', '.join(_PLACED)}) "  # noqa: S608
+    f"SELECT %b::bigint + ordinal, {', '.join(_PLACED)} "
+    f"FROM {_unnest(('bigint', 'int', *TYPES), _PLACED)}"
 )
 
 
@@ -83,19 +91,28 @@ def insert_into_log(
     fresh: Sequence[Attestation],
     numbers: Sequence[int | None],
     head: int,
-    now: int,
+    instants: Sequence[int],
 ) -> None:
-    """Insert behind `head`; the database itself refuses what does not continue the log."""
+    """Insert behind `head`, each with its number (its entity's version) and its instant.
+
+    The database itself refuses what does not continue the log.
+    """
     rows = [values_of(one) for one in fresh]
     if connection.dialect.name == "sqlite":
         placed = [
-            (head + n, now, number, *row)
-            for n, (number, row) in enumerate(zip(numbers, rows, strict=True), 1)
+            (head + n, at, number, *row)
+            for n, (at, number, row) in enumerate(zip(instants, numbers, rows, strict=True), 1)
         ]
         connection.exec_driver_sql(_INSERT_SQLITE, placed)
     else:
         arrays = [list(values) for values in zip(*rows, strict=True)]
-        connection.exec_driver_sql(_INSERT_POSTGRESQL, (head, now, numbers, *arrays))
+        connection.exec_driver_sql(_INSERT_POSTGRESQL, (head, instants, numbers, *arrays))
+
+
+def refresh_statistics(connection: Connection) -> None:
+    """Let PostgreSQL know that the log is long: else each piece read is all the rest, sorted."""
+    if connection.dialect.name != "sqlite":
+        connection.exec_driver_sql("ANALYZE qntx_attestations")
 
 
 _KNOWN_ON_SQLITE = (
@@ -153,6 +170,14 @@ def lock() -> Executable:
         _until_commit("lock_timeout", bindparam("timeout")),
         _until_commit("idle_in_transaction_session_timeout", f"{IDLE_SECONDS_MAX}s"),
         func.pg_advisory_xact_lock(func.qntx_lock()),
+    )
+
+
+@cache
+def be_patient() -> Executable:
+    """Let this transaction wait for a slow source, though it holds the lock."""
+    return select(
+        _until_commit("idle_in_transaction_session_timeout", f"{SOURCE_SECONDS_MAX}s"),
     )
 
 

@@ -73,7 +73,8 @@ def search(  # noqa: PLR0913 - what, of what, where, and in which words
             *_matching(ax, span, said, tags.c.position, dialect),
         )
     )
-    if len(ax.entities) > 1 or isinstance(ax.entities[0], Glob):
+    is_one_tag = len(ax.entities) == 1 and all(isinstance(one, str) for one in ax.entities)
+    if not is_one_tag:
         tagged = tagged.distinct()  # what has two of the tags counts once
     each = (_cut(about, span, said.c.position), _cut(tagged, span, tags.c.position))
     found = union_all(*(select(one.subquery().c.position) for one in each))

@@ -11,7 +11,18 @@ from typing import Annotated
 
 import typer
 
-from qntx_es.cli import append, ax, contexts, db, demo, domains, jobs, projections, run
+from qntx_es.cli import (
+    append,
+    ax,
+    contexts,
+    db,
+    demo,
+    domains,
+    jobs,
+    projections,
+    run,
+    transfer,
+)
 from qntx_es.cli.flags import AsJson, Config, Database, Domains, remember
 
 app = typer.Typer(
@@ -22,7 +33,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 difference or stopped, 130 interrupted.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (demo, run, append, ax, contexts, projections, jobs, domains, db):
+for commands in (demo, run, append, ax, contexts, projections, jobs, domains, transfer, db):
     commands.register(app)
 
 

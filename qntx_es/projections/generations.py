@@ -8,13 +8,14 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import Connection, Table, func, inspect, select, text
+from sqlalchemy import Connection, Table, func, inspect, select, text, update
 
 from qntx_es.columns import physical
 from qntx_es.database import UPGRADE_LOCK
 from qntx_es.domain import Domain
 from qntx_es.log import head_of
 from qntx_es.projections.cursor import Cursor, declare, look
+from qntx_es.tables import cursors
 
 LOCK_TIMEOUT = "200ms"
 
@@ -45,6 +46,13 @@ def create_live(connection: Connection, domain: Domain, now: int) -> None:
             tables=tuple(sorted(domain.tables)),
         ),
     )
+
+
+def derive_from(connection: Connection, head: int) -> list[str]:
+    """Let the derive handlers of all domains that are here speak from `head` on; name them."""
+    lock_schema(connection)  # or one that is just being made would speak of all before it
+    moved = update(cursors).values(derives_from=head).returning(cursors.c.domain)
+    return sorted(connection.execute(moved).scalars())
 
 
 def lock_schema(connection: Connection) -> None:

@@ -151,9 +151,12 @@ def started(tmp_path: Path, surroundings: dict[str, str]) -> Iterator[Callable[.
 
 @pytest.fixture
 def at_terminal(tmp_path: Path, surroundings: dict[str, str]) -> Callable[..., tuple[int, str]]:
-    """Run a command at a terminal of 100 columns; return its exit code and all it showed."""
+    """Run a command at a terminal of 100 columns; return its exit code and all it showed.
 
-    def run(*arguments: str) -> tuple[int, str]:
+    What is `typed` waits there to be read.
+    """
+
+    def run(*arguments: str, typed: str = "") -> tuple[int, str]:
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
         with Popen(
@@ -165,6 +168,7 @@ def at_terminal(tmp_path: Path, surroundings: dict[str, str]) -> Callable[..., t
             stderr=theirs,
         ) as process:
             os.close(theirs)
+            os.write(ours, typed.encode())
             shown = b"".join(_blocks(ours))
             os.close(ours)
             return process.wait(SECONDS_MAX), shown.decode()

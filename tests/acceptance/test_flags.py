@@ -11,7 +11,18 @@ from qntx_es import Host
 Each: TypeAlias = Callable[..., list[CompletedProcess[str]]]
 Opened: TypeAlias = Callable[..., Host]
 
-COMMANDS = ("append", "ax", "db", "demo", "domains", "jobs", "projections", "run")
+COMMANDS = (
+    "append",
+    "ax",
+    "db",
+    "demo",
+    "domains",
+    "export",
+    "import",
+    "jobs",
+    "projections",
+    "run",
+)
 BOXES = "─│┌└━╭╰"
 
 

@@ -1,8 +1,9 @@
 """A crash at any named point, and a fresh host after it, is as if nothing had happened."""
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import timedelta
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from qntx_es import (
     ServiceRegistry,
     faults,
 )
+from qntx_es.digests import EMPTY
 from qntx_es.tables import cursors, inbox
 
 SECOND = 1_000_000_000
@@ -32,6 +34,7 @@ SIZE = 4
 PASS_ONLY = {"pass.after_lock", "pass.before_commit", "pass.after_commit"}
 PASSED_BY_CATCH_UP = [point for point in faults.POINTS if point.startswith(("pass.", "batch."))]
 PASSED_BY_APPEND = [point for point in faults.POINTS if point.startswith(("append.", "pass."))]
+PASSED_BY_IMPORT = [point for point in faults.POINTS if point.startswith("import.")]
 PASSED_BY_REBUILD = [point for point in faults.POINTS if point.startswith("rebuild.")]
 PASSED_BY_JOBS = [
     point for point in faults.POINTS if point.startswith(("append.", "job.", "schedule."))
@@ -303,8 +306,32 @@ def test_jobs_and_schedules_that_crash_are_continued(url: str) -> None:
     host.close()
 
 
+def test_an_import_that_crashes_was_none_or_all(url: str) -> None:
+    """Before the commit nothing of the log is here, and behind it all of it is."""
+    file = BytesIO()
+    with closing(host_on("sqlite://")) as source:
+        source.append(moves("import"))
+        source.catch_up()
+        whole = source.export_log(file).digest
+    for point in PASSED_BY_IMPORT:
+        host = host_on(url)
+        file.seek(0)
+        with faults.planned(crash_at(point, 1)), pytest.raises(Crash):
+            host.import_log(file)
+        host.close()
+
+        with closing(host_on(url)) as fresh:
+            assert fresh.log.digest() == (whole if point == "import.after_commit" else EMPTY)
+
+
 def test_every_point_is_passed_by_some_test() -> None:
     """No fault point stands in the code without a crash in it here."""
-    passed = {*PASSED_BY_CATCH_UP, *PASSED_BY_APPEND, *PASSED_BY_REBUILD, *PASSED_BY_JOBS}
+    passed = {
+        *PASSED_BY_CATCH_UP,
+        *PASSED_BY_APPEND,
+        *PASSED_BY_IMPORT,
+        *PASSED_BY_REBUILD,
+        *PASSED_BY_JOBS,
+    }
 
     assert passed == set(faults.POINTS)
