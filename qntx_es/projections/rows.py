@@ -7,8 +7,6 @@ first, and the first read of a table reads ahead all keys the batch is about.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any, cast
 
 from sqlalchemy import (
@@ -27,63 +25,43 @@ from sqlalchemy.sql.util import find_tables
 
 from qntx_es.errors import ForeignTable, InvalidRow
 from qntx_es.projections.flush import Writer
-from qntx_es.projections.shape import Key, Names, Pattern, Shape, Values
+from qntx_es.projections.shape import AddPlan, Key, Names, Pattern, Shape, Values
 from qntx_es.rows import Row
 
 WARM_ROWS = 100_000
 _UNREAD: Any = object()
 
 
-@dataclass(slots=True)
-class Blind:
-    """What was said of a row that nobody read; columns of the pattern's `adds` hold amounts."""
-
-    pattern: Pattern
-    values: Values
-
-    def put(self, names: Names, values: Values) -> None:
-        """Set columns, whatever was said of them before."""
-        self.values.update(values)
-        self.pattern = self.pattern.after_put(names)
-
-    def is_added(self, names: Names, amounts: dict[str, float], shape: Shape) -> bool:
-        """Add where it is plainly right: integers, to columns that were spoken of, within bounds.
-
-        The road most taken, made short; whatever is in doubt is left undone, for the long one.
-        """
-        if not shape.is_text_key or self.pattern.after_add(names) is not self.pattern:
+def are_plain(plan: AddPlan, amounts: dict[str, float]) -> bool:
+    """Tell whether amounts are whole, not negative, and each within the bounds of its column."""
+    for name, _, most in plan.bounds:
+        amount = amounts[name]
+        if type(amount) is not int or not 0 <= amount <= most:
             return False
-        values = self.values
-        sums = []
-        for name in names:
-            before, amount = values[name], amounts[name]
-            if type(amount) is not int or type(before) is not int or amount < 0:
-                return False
-            least, most = shape.bounds[name]
-            total = before + amount
-            if not least <= total <= most:
-                return False
-            sums.append(total)
-        for name, total in zip(names, sums, strict=True):
-            values[name] = total
-        return True
+    return True
 
 
 class TableMap:
-    """What one table's rows are, as far as the batch knows."""
+    """What one table's rows are, as far as the batch knows.
+
+    `blind` is what was said of rows that nobody read, each by a pattern of its own: its columns are
+    set, but for the pattern's `adds`, which hold amounts.
+    """
 
     def __init__(self, shape: Shape, physical: Table) -> None:
         self.shape = shape
         self.writer = Writer(physical, shape)
         self.known: dict[Key, Values | None] = {}
-        self.blind: dict[Key, Blind] = {}
+        # Two maps of plain values: an object for each row is what a collector would look at.
+        self.blind: dict[Key, Values] = {}
+        self.patterns: dict[Key, Pattern] = {}
         self.dirty: dict[Key, None] = {}
         self.gone: dict[Key, None] = {}
         self.is_read_ahead = False
 
     def forget(self) -> None:
         """Know nothing: read everything anew."""
-        for said in (self.known, self.blind, self.dirty, self.gone):
+        for said in (self.known, self.blind, self.patterns, self.dirty, self.gone):
             said.clear()
 
     def touch(self, key: Key) -> None:
@@ -111,12 +89,49 @@ class TableMap:
             self.known[key] = row if said is None else self._merged(key, row, said)
 
     def put_blind(self, key: Key, names: Names, values: Values) -> None:
-        """Remember columns of a row that nobody read."""
+        """Remember columns of a row that nobody read, whatever was said of them before."""
         said = self.blind.get(key)
         if said is None:
-            self.blind[key] = Blind(self.shape.blank.after_put(names), values)
-        else:
-            said.put(names, values)
+            self.blind[key] = values
+            self.patterns[key] = self.shape.blank.after_put(names)
+            return
+        said.update(values)
+        pattern = self.patterns[key]
+        following = pattern.after_put(names)
+        if following is not pattern:
+            self.patterns[key] = following
+
+    def is_added(self, key: Key, names: Names, amounts: dict[str, float], plan: AddPlan) -> bool:
+        """Add where it is plainly right: integers, within the bounds of their columns.
+
+        The road most taken, made short; whatever is in doubt is left undone, for the long one.
+        """
+        for name, _, most in plan.bounds:
+            amount = amounts[name]
+            if type(amount) is not int or not 0 <= amount <= most:
+                return False
+        said = self.blind.get(key)
+        if said is None:
+            if key in self.known:
+                return False
+            key = self.shape.key_of(key)
+            said = cast("Values", amounts)
+            for name, value in zip(self.shape.key, key, strict=True):
+                said[name] = value
+            self.blind[key] = said
+            self.patterns[key] = plan.pattern
+            return True
+        pattern = self.patterns[key]
+        if pattern.after_add(names) is not pattern:
+            return False
+        for name, _, most in plan.bounds:
+            before = said[name]
+            # What grows leaves its bounds at one end only.
+            if type(before) is not int or before + amounts[name] > most:
+                return False
+        for name in names:
+            said[name] += amounts[name]
+        return True
 
     def add_blind(self, key: Key, names: Names, amounts: dict[str, float]) -> None:
         """Remember amounts for a row that nobody read."""
@@ -125,23 +140,25 @@ class TableMap:
         if said is None:
             values = {name: shape.admits[name](amount) for name, amount in amounts.items()}
             values.update(zip(shape.key, key, strict=True))
-            self.blind[key] = Blind(shape.blank.after_add(names), values)
+            self.blind[key] = values
+            self.patterns[key] = shape.blank.after_add(names)
             return
+        pattern = self.patterns[key]
         sums = {}
         for name, amount in amounts.items():
-            before = said.values.get(name)
-            if before is None and name not in said.pattern.sets:
+            before = said.get(name)
+            if before is None and name not in pattern.sets:
                 before = 0
             sums[name] = shape.summed(name, before, amount)
-        said.values.update(sums)
-        said.pattern = said.pattern.after_add(names)
+        said.update(sums)
+        self.patterns[key] = pattern.after_add(names)
 
-    def _merged(self, key: Key, row: Values | None, said: Blind) -> Values:
-        adds = said.pattern.adds
-        sets = {name: value for name, value in said.values.items() if name not in adds}
+    def _merged(self, key: Key, row: Values | None, said: Values) -> Values:
+        adds = self.patterns.pop(key).adds
+        sets = {name: value for name, value in said.items() if name not in adds}
         merged = self.shape.new_row(key, sets, tuple(adds)) if row is None else row | sets
         for name in adds:
-            merged[name] = self.shape.summed(name, merged[name], said.values[name])
+            merged[name] = self.shape.summed(name, merged[name], said[name])
         self.dirty[key] = None
         return merged
 
@@ -182,11 +199,11 @@ class RowMap:
         shape = rows.shape
         names = tuple(columns)
         plan = shape.puts.get(names) or shape.put_plan(names)
-        if shape.is_text_key and (said := rows.blind.get(plan.key_of(columns))) is not None:
+        if shape.is_text_key and (key := plan.key_of(columns)) in rows.blind:
             # The road most taken: a key that was met before is known to be right.
             for name, check in plan.beside_key:
                 columns[name] = check(columns[name])
-            said.put(names, columns)
+            rows.put_blind(key, names, columns)
             return
         for name, check in plan.checks:
             columns[name] = check(columns[name])
@@ -207,14 +224,21 @@ class RowMap:
     def add(self, table: Table, /, *key: object, **amounts: float) -> None:
         """Add to columns of the row of this key, making it if there is none."""
         rows = self._maps.get(table) or self._map(table)
-        names = tuple(amounts)
-        said = rows.blind.get(key)
-        if said is not None and said.is_added(names, amounts, rows.shape):
-            return
         shape = rows.shape
-        key = rows.key_of(key)
+        names = tuple(amounts)
+        plan = shape.adds.get(names) or shape.add_plan(names)
+        is_plain = plan.is_blind and shape.is_text_key
+        if is_plain and rows.is_added(key, names, amounts, plan):
+            return
+        self._add(rows, rows.key_of(key), names, amounts, plan)
+
+    def _add(
+        self, rows: TableMap, key: Key, names: Names, amounts: dict[str, float], plan: AddPlan
+    ) -> None:
+        """Add where it is not plain: to what was read, or to what has to be."""
+        shape = rows.shape
         # Only what grows: a sum that left its bounds and came back would show the batch.
-        may_be_blind = shape.may_add_blind(names) and all(by >= 0 for by in amounts.values())
+        may_be_blind = plan.is_blind and all(by >= 0 for by in amounts.values())
         before = rows.known.get(key, _UNREAD)
         if before is _UNREAD:
             if may_be_blind:
@@ -233,6 +257,7 @@ class RowMap:
         rows = self._map(table)
         key = rows.key_of(key)
         rows.blind.pop(key, None)
+        rows.patterns.pop(key, None)
         rows.dirty.pop(key, None)
         rows.known[key] = None
         rows.gone[key] = None
@@ -270,10 +295,11 @@ class RowMap:
             full = [row for key in keys if (row := rows.known[key]) is not None]
             rows.writer.upsert(connection, full)
             groups: dict[Pattern, list[Values]] = {}
-            for _, said in sorted(rows.blind.items(), key=itemgetter(0)):
-                groups.setdefault(said.pattern, []).append(said.values)
+            for key in sorted(rows.blind):
+                groups.setdefault(rows.patterns[key], []).append(rows.blind[key])
             rows.writer.change(connection, groups)
             rows.blind.clear()
+            rows.patterns.clear()
             rows.dirty.clear()
             rows.gone.clear()
 

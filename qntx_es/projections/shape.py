@@ -26,6 +26,19 @@ class PutPlan:
     is_whole: bool
 
 
+@dataclass(frozen=True, slots=True)
+class AddPlan:
+    """How amounts for these columns enter a row that nobody read; `is_blind` if they may at all.
+
+    `bounds` are those of the columns' integers, and `pattern` is that of a row of which nothing
+    else was said.
+    """
+
+    is_blind: bool
+    bounds: tuple[tuple[str, int, int], ...]
+    pattern: "Pattern"
+
+
 class Pattern:
     """What was said of a row that nobody read: columns set, and columns added to.
 
@@ -93,13 +106,14 @@ class Shape:
         }
         self.blank = Pattern({})
         self.puts: dict[Names, PutPlan] = {}
-        self._adds: dict[Names, bool] = {}
+        self.adds: dict[Names, AddPlan] = {}
         self._key_admits = tuple(self.admits[name] for name in self.key)
 
     def key_of(self, key: Key) -> Key:
         """Return a key as it will come back. Raises `InvalidRow` and `LossyValue`."""
         if len(key) == len(self.key) == 1:
-            return (self._key_admits[0](key[0]),)
+            value = self._key_admits[0](key[0])
+            return key if value is key[0] else (value,)
         if len(key) != len(self.key):
             raise InvalidRow(f"{self.table.name} has the key ({', '.join(self.key)}), not {key!r}")
         return tuple([check(value) for check, value in zip(self._key_admits, key, strict=True)])
@@ -118,18 +132,21 @@ class Shape:
         self.puts[names] = plan
         return plan
 
-    def may_add_blind(self, names: Names) -> bool:
-        """Tell whether adding to these columns needs no reading. Raises `InvalidRow`."""
-        may = self._adds.get(names)
-        if may is None:
-            for name in names:
-                self._refuse_unknown(name)
-                if name not in self.numbers:
-                    raise LossyValue(f"{self.table.name}.{name}: only a number can be added to")
-            # (a + b) + c is not a + (b + c): a float summed blind would show the batch.
-            are_whole = self.floats.isdisjoint(names) and not self.is_ordered
-            may = self._adds[names] = are_whole and self.required.issubset(names)
-        return may
+    def add_plan(self, names: Names) -> AddPlan:
+        """Return how amounts for these names enter a row. Raises `InvalidRow`, `LossyValue`."""
+        for name in names:
+            self._refuse_unknown(name)
+            if name not in self.numbers:
+                raise LossyValue(f"{self.table.name}.{name}: only a number can be added to")
+        # (a + b) + c is not a + (b + c): a float summed blind would show the batch.
+        are_whole = self.floats.isdisjoint(names) and not self.is_ordered
+        plan = AddPlan(
+            is_blind=are_whole and self.required.issubset(names),
+            bounds=tuple((name, *self.bounds[name]) for name in names if name in self.bounds),
+            pattern=self.blank.after_add(names),
+        )
+        self.adds[names] = plan
+        return plan
 
     def new_row(self, key: Key, values: Values, adding: Names = ()) -> Values:
         """Return a full row: the key, the values, defaults for the rest. Raises `InvalidRow`."""
