@@ -32,6 +32,7 @@ class Settings(BaseModel):
     domains: tuple[str, ...] = ()
     job_threads: int = Field(default=4, ge=1, le=256)
     lock_seconds: float = Field(default=10.0, ge=0.01, le=3_600)
+    lease_seconds: float = Field(default=15.0, ge=0.1, le=3_600)
     ax_seconds: float = Field(default=5.0, ge=0.01, le=3_600)
 
 

@@ -72,8 +72,9 @@ class Database:
     """A SQLite file (or `sqlite://`, in memory) or a PostgreSQL database, by URL or Engine.
 
     `clock` gives nanoseconds since 1970 and is SQLite's clock; PostgreSQL has its own. `timeout`
-    bounds every wait for a lock. Raises `UnsupportedDatabase` and `MissingExtra` at once, and
-    nothing else before the first transaction.
+    bounds every wait for a lock, and `patience` how long PostgreSQL lets a transaction that writes
+    do nothing: a process stopped inside of one is cut off, and the next goes on. Raises
+    `UnsupportedDatabase` and `MissingExtra` at once, and nothing else before the first transaction.
     """
 
     def __init__(
@@ -82,8 +83,10 @@ class Database:
         *,
         clock: Callable[[], int] = time.time_ns,
         timeout: timedelta = timedelta(seconds=10),
+        patience: timedelta = timedelta(seconds=15),
     ) -> None:
         self._clock = clock
+        self._idle = {"idle": f"{max(1, round(patience.total_seconds() * 1000))}ms"}
         self.timeout_seconds = timeout.total_seconds()
         self._writer = threading.Lock()
         self._file: Path | None = None
@@ -149,6 +152,7 @@ class Database:
         """
         if not self.is_sqlite:
             with self.named_errors(), self.engine.begin() as connection:
+                connection.execute(_BOUND_IDLING, self._idle)
                 yield connection
             return
         # Threads of one process queue here, where waiting is fair; processes wait in SQLite.
@@ -390,6 +394,9 @@ def _run_revisions(connection: Connection) -> None:
 # Alembic keeps what it works on in its modules: one upgrade at a time in a process.
 _ALEMBIC = threading.Lock()
 _ASK_CLOCK = select(CLOCK)
+_BOUND_IDLING = select(
+    func.set_config("idle_in_transaction_session_timeout", bindparam("idle"), literal(True))  # noqa: FBT003 - SQL's
+)
 # Until the transaction ends; compiling a plan of a query that is estimated high takes longer than
 # most queries do.
 _PATIENCE = select(

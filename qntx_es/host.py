@@ -99,7 +99,8 @@ class Host:
         for given in domains:
             self._take_up(given)
         wait = timedelta(seconds=self.settings.lock_seconds)
-        self.database = Database(url_or_engine, clock=clock, timeout=wait)
+        patience = timedelta(seconds=self.settings.lease_seconds)
+        self.database = Database(url_or_engine, clock=clock, timeout=wait, patience=patience)
         self._sequencer = Sequencer(self.database)
         self.log = Log(self.database, self._sequencer, seconds=self.settings.ax_seconds)
         self._stopping = threading.Event()
