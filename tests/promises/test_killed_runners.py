@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,27 +123,27 @@ def derived_of(host: Host) -> dict[str, tuple[Any, ...]]:
 
 
 class Crowd:
-    """The processes that run, and what is done to them."""
+    """The processes that run, and what is done to them; each is forked by the program below."""
 
-    def __init__(self, start: Callable[[], "subprocess.Popen[str]"]) -> None:
-        self._start = start
-        self._running = [start() for _ in range(PROCESSES)]
-        self._stopped: list[tuple[float, subprocess.Popen[str]]] = []
+    def __init__(self, program: "subprocess.Popen[str]") -> None:
+        self._program = program
+        self._running = [self._start() for _ in range(PROCESSES)]
+        self._stopped: list[tuple[float, int]] = []
 
     def kill(self, draw: random.Random) -> None:
         """Kill one, and put a new one in its place."""
         victim = self._running.pop(draw.randrange(len(self._running)))
-        victim.kill()
-        assert victim.wait(BOUND) == -signal.SIGKILL
+        os.kill(victim, signal.SIGKILL)
+        self._stopped = [one for one in self._stopped if one[1] != victim]
         self._running.append(self._start())
 
     def stop(self, draw: random.Random) -> None:
         """Stop one where it stands; it is woken once its lease is over."""
-        asleep = {process.pid for _, process in self._stopped}
-        awake = [one for one in self._running if one.pid not in asleep]
+        asleep = {process for _, process in self._stopped}
+        awake = [one for one in self._running if one not in asleep]
         if awake:
             victim = draw.choice(awake)
-            os.kill(victim.pid, signal.SIGSTOP)
+            os.kill(victim, signal.SIGSTOP)
             self._stopped.append((time.monotonic() + 2 * LEASE_SECONDS, victim))
 
     def wake(self, *, everybody: bool = False) -> None:
@@ -151,26 +151,36 @@ class Crowd:
         for until, process in list(self._stopped):
             if everybody or time.monotonic() >= until:
                 self._stopped.remove((until, process))
-                if process.poll() is None:
-                    os.kill(process.pid, signal.SIGCONT)
+                os.kill(process, signal.SIGCONT)
+
+    def end(self) -> None:
+        """Kill all that are left."""
+        for process in self._running:
+            os.kill(process, signal.SIGKILL)
+
+    def _start(self) -> int:
+        assert self._program.stdin is not None
+        assert self._program.stdout is not None
+        self._program.stdin.write("start\n")
+        self._program.stdin.flush()
+        return int(self._program.stdout.readline())
 
 
 @contextmanager
 def crowd(url: str) -> Iterator[Crowd]:
     """Run the program below in several processes, and leave none behind."""
-    with ExitStack() as stack:
-
-        def start() -> "subprocess.Popen[str]":
-            process = subprocess.Popen(
-                [sys.executable, __file__, url], stdout=subprocess.PIPE, text=True
-            )
-            stack.callback(process.communicate)
-            stack.callback(process.kill)
-            assert process.stdout is not None
-            assert process.stdout.readline() == "running\n"
-            return process
-
-        yield Crowd(start)
+    with subprocess.Popen(
+        [sys.executable, __file__, url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as program:
+        processes = Crowd(program)
+        try:
+            yield processes
+        finally:
+            processes.end()
+            program.kill()
 
 
 @pytest.mark.parametrize(
@@ -273,14 +283,24 @@ def stop_once() -> Callable[[], None]:
     return stop
 
 
-def main() -> None:
-    """Run until killed; with a point named, stop there once."""
-    url, *points = sys.argv[1:]
+def run(url: str, *points: str) -> None:
+    """Run until killed; at a point that is named, stop once."""
     host = Host(url, domains(), settings=Settings(lease_seconds=LEASE_SECONDS))
     with faults.planned({point: stop_once() for point in points}), host.running():
-        print("running", flush=True)  # noqa: T201 - a program's output
+        print(os.getpid(), flush=True)  # noqa: T201 - a program's output
         while True:
             signal.pause()
+
+
+def main() -> None:
+    """Run, if a point is named; else let a process of its own run for each line that is read."""
+    url, *points = sys.argv[1:]
+    if points:
+        run(url, *points)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who are killed
+    for _ in sys.stdin:
+        if os.fork() == 0:
+            run(url)
 
 
 if __name__ == "__main__":
