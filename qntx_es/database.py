@@ -139,6 +139,22 @@ class Database:
         with self.named_errors(), self.engine.connect() as connection:
             yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
+    @contextmanager
+    def own(self) -> Iterator[Any]:
+        """Give a connection of the driver's that commits by itself, to keep for long."""
+        with self.named_errors(), self.engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            connection.detach()  # what is kept must not be missing in the pool
+            if not self.is_sqlite:
+                driver.autocommit = True
+            yield driver
+
+    @property
+    def driver_error(self) -> type[Exception]:
+        """The root of what the driver raises."""
+        error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
+        return error
+
     def call(self, statement: bytes, values: Sequence[Value]) -> list[str | None]:
         """Run what is a transaction of its own, and return its one row as text: PostgreSQL."""
         with self.named_errors():

@@ -53,7 +53,7 @@ from qntx_es.pulse import Ticker, Worker, pulse
 from qntx_es.registry import Registry
 from qntx_es.sequencer import Receipt, Sequencer
 from qntx_es.services import Store
-from qntx_es.sessions import AnySession, after_commit
+from qntx_es.sessions import AnySession
 from qntx_es.tables import cursors
 from qntx_es.transfer import (
     AnyFile,
@@ -67,6 +67,7 @@ from qntx_es.transfer import (
     writing,
 )
 from qntx_es.upcasting import Chain
+from qntx_es.waking import Hints, Listener
 
 TICK_SECONDS_MAX = 1.0
 LOOK_SECONDS = 0.05
@@ -102,6 +103,8 @@ class Host:
         patience = timedelta(seconds=self.settings.lease_seconds)
         self.database = Database(url_or_engine, clock=clock, timeout=wait, patience=patience)
         self._sequencer = Sequencer(self.database)
+        self._sequencer.grown = self._tell
+        self._hints = Hints(self.database)
         self.log = Log(self.database, self._sequencer, seconds=self.settings.ax_seconds)
         self._stopping = threading.Event()
         self._moved = threading.Condition()
@@ -154,10 +157,6 @@ class Host:
         receipts = self.log.append(
             said, unless=unless, after=after, expected_version=expected_version, session=session
         )
-        if session is None:
-            self._wake()
-        else:
-            after_commit(session, self._wake)
         return receipts[0] if isinstance(attestations, Attestation) else receipts
 
     def ax(
@@ -264,18 +263,22 @@ class Host:
             threading.Thread(target=worker.run, args=(self.settings.job_threads,), name="worker"),
             threading.Thread(target=self._tick, args=(ticker,), name="ticker"),
         ]
+        listener = Listener(self.database, self._wake, self._stopping)
         self._supervisor, self._running_worker = supervisor, worker
         supervisor.start()
+        listener.start()
         for thread in threads:
             thread.start()
         try:
             yield self
         finally:
             self._stopping.set()
-            self._wake()
+            self._tell()  # our own listener hears it too
+            listener.join()
             for thread in threads:
                 thread.join()
             supervisor.join()
+            self._hints.close()
             self._supervisor = self._running_worker = None
             self._stopping.clear()
 
@@ -301,6 +304,7 @@ class Host:
 
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""
+        self._hints.close()
         self.database.close()
 
     def __enter__(self) -> Self:
@@ -330,9 +334,7 @@ class Host:
         """
         self.get_ready()
         with reading(source) as stream:
-            imported = import_log(self._sequencer, stream, progress)
-        self._wake()
-        return imported
+            return import_log(self._sequencer, stream, progress)
 
     # What is known.
 
@@ -484,6 +486,11 @@ class Host:
             except QntxError as error:
                 logger.warning("schedules wait: %s", error)
             self._stopping.wait(TICK_SECONDS_MAX)
+
+    def _tell(self) -> None:
+        """Wake who waits for the log to grow, here and elsewhere."""
+        self._wake()
+        self._hints.send()
 
     def _wake(self) -> None:
         if self._supervisor is not None:

@@ -96,7 +96,7 @@ class Log:
             raise ConditionNeedsOwnTransaction
         else:
             receipts = self._sequencer.append_within(connection_of(session), said)
-            after_commit(session, self._sequencer.look_again)
+            after_commit(session, self._sequencer.follow_commit)
         return receipts[0] if is_one else receipts
 
     def decide(self, choose: Callable[[Turn], Iterable[Attestation]]) -> list[Receipt]:

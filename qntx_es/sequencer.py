@@ -155,6 +155,8 @@ class Sequencer:
         self._leading = Lock()
         self._kinship = Kinship(database)
         self.inline: InlineFold | None = None
+        # Called behind a commit by which the log has grown, or may have.
+        self.grown: Callable[[], None] = _nobody_waits
 
     def check(self) -> None:
         """Raise `UnsupportedDatabase` unless the lock locks: on some servers it does nothing."""
@@ -221,6 +223,8 @@ class Sequencer:
             receipts = self._sequence(connection, chosen, head, now, numbers)
             faults.point("append.before_commit")
         faults.point("append.after_commit")
+        if receipts:
+            self.grown()
         return receipts
 
     def _append_if(
@@ -242,6 +246,7 @@ class Sequencer:
             receipts = self._sequence(connection, attestations, head, now, numbers)
             faults.point("append.before_commit")
         faults.point("append.after_commit")
+        self.grown()
         return receipts
 
     @contextmanager
@@ -263,7 +268,7 @@ class Sequencer:
             yield connection
             faults.point("import.before_commit")
         faults.point("import.after_commit")
-        self.look_again()
+        self.follow_commit()
 
     def drop(self, connection: Connection, attestations: Sequence[Attestation]) -> None:
         """Leave attestations in a transaction that is not ours to commit.
@@ -287,11 +292,16 @@ class Sequencer:
             fresh = _unknown(left, met | known_by_id(connection, ids))
 
     def run_pass(self) -> None:
-        """Give positions to all that waits in the inbox; nothing to do on SQLite."""
-        if self._database.is_sqlite:
-            return
-        with self._locked():
-            pass
+        """Give positions to all that waits in the inbox; on SQLite nothing does."""
+        if not self._database.is_sqlite:
+            with self._locked():
+                pass
+        self.grown()
+
+    def follow_commit(self) -> None:
+        """Give positions to what a caller's transaction has just left, if nobody else does."""
+        self.look_again()
+        self.grown()
 
     def catch_up_inline(self) -> None:
         """Let the inline projectors follow the log, where a rebuild or a failure held them up."""
@@ -336,6 +346,7 @@ class Sequencer:
             for ticket in group:
                 ticket.is_done = True
         faults.point("append.after_commit")
+        self.grown()
 
     def _sequence_ticket(
         self, connection: Connection, ticket: _Ticket, head: Head, now: int
@@ -369,6 +380,7 @@ class Sequencer:
             return self._receipts_of_dropped(attestations)
         if not appended.is_done:
             self.look_again()
+        self.grown()
         positions = {one.id: appended.head + n for n, one in enumerate(fresh, 1)}
         return [Receipt(one.id, positions[one.id]) for one in attestations]
 
@@ -389,6 +401,7 @@ class Sequencer:
             if receipts is None:
                 return self._receipts_of_dropped(attestations)
             self.look_again()
+            self.grown()
             return receipts
 
     def _append_if_free(self, attestations: Sequence[Attestation]) -> list[Receipt] | None:
@@ -432,6 +445,7 @@ class Sequencer:
             self._empty_inbox(connection)
             found = known_by_id(connection, ids)
         self.look_again()
+        self.grown()
         return found
 
     def _known_now(self, ids: list[str]) -> dict[str, Any]:
@@ -550,6 +564,10 @@ class Sequencer:
         if self.inline is not None and not contexts.isdisjoint(self.inline.contexts):
             faults.point("pass.before_inline")
             self.inline(connection, head)
+
+
+def _nobody_waits() -> None:
+    """Tell nobody that the log has grown."""
 
 
 def _check_size(attestations: Sequence[Attestation]) -> None:

@@ -1,0 +1,153 @@
+"""Who runs in one process learns at once of what is appended in another, and by himself anyway."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+from sqlalchemy import BigInteger, Column, String, text
+from sqlalchemy.orm import Session
+
+from qntx_es import Attestation, Domain, Host, Payload, ReadRows, Recorded, Rows
+from qntx_es.projections import supervisor
+from qntx_es.waking import CHANNEL, Hints, Listener
+
+BOUND = 30
+
+
+class Seen(Payload, context="seen"):
+    """Something was seen."""
+
+
+class Counted(Payload, context="counted"):
+    """It was counted."""
+
+
+def chain() -> list[Domain]:
+    """Return a domain that derives from what is seen, and one that counts what it derives."""
+    first, second = Domain("first"), Domain("second")
+    counts = second.table(
+        "counts",
+        Column("entity", String, primary_key=True),
+        Column("n", BigInteger, nullable=False, default=0),
+    )
+
+    @first.derive(Seen)
+    def tell(seen: Recorded[Seen], rows: ReadRows) -> Iterator[Attestation]:  # noqa: ARG001
+        yield first.attest(Counted(), entity=seen.entity)
+
+    @second.project(Counted)
+    def count(counted: Recorded[Counted], rows: Rows) -> None:
+        rows.add(counts, counted.entity, n=1)
+
+    return [first, second]
+
+
+def said() -> Attestation:
+    """Say that something was seen."""
+    return Attestation(context="seen", entity="a", actor="x", payload={})
+
+
+@pytest.fixture
+def rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runners look by themselves so rarely that only a hint can be why they look."""
+    monkeypatch.setattr(supervisor, "LOOK_SECONDS_FIRST", 10.0 * BOUND)
+    monkeypatch.setattr(supervisor, "LOOK_SECONDS_MAX", 10.0 * BOUND)
+
+
+@pytest.mark.usefixtures("rarely")
+def test_what_another_process_appends_wakes_who_runs_here(url: str) -> None:
+    """A runner that would not look for minutes projects at once, and what follows from it too."""
+    with closing(Host(url, chain())) as host:
+        host.upgrade()
+        with host.running():
+            appended = subprocess.run(
+                [sys.executable, __file__, url],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=BOUND,
+            )
+            position = int(appended.stdout)
+            host.wait_for(position, "first", timeout=BOUND)
+            while not (derived := host.ax("is counted")):
+                pass
+            host.wait_for(derived[-1].position, "second", timeout=BOUND)
+
+
+@pytest.mark.usefixtures("rarely")
+def test_what_a_callers_transaction_leaves_wakes_who_runs_here(url: str) -> None:
+    """An append in a session is projected right after the commit, by its own process."""
+    with closing(Host(url, chain())) as host:
+        host.upgrade()
+        with host.running(), Session(host.database.engine) as session:
+            receipt = host.append(said(), session=session)
+            session.commit()
+            host.wait_for(receipt.position, "first", timeout=BOUND)
+
+
+def test_a_listener_that_is_cut_off_listens_again(postgres_url: str) -> None:
+    """A connection that the server ends is made anew, and hints are heard again."""
+    heard = threading.Event()
+    stopping = threading.Event()
+    with closing(Host(postgres_url)) as host:
+        host.upgrade()
+        listener = Listener(host.database, heard.set, stopping)
+        listener.start()
+        try:
+            for _ in range(2):
+                assert heard.wait(BOUND)  # it looks once whenever it begins to listen
+                heard.clear()
+                with host.database.alone() as connection:
+                    ended = connection.execute(
+                        text(
+                            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+                            "WHERE query LIKE :listen"
+                        ),
+                        {"listen": f"LISTEN {CHANNEL}%"},
+                    )
+                    assert ended.scalar_one() == 1
+            assert heard.wait(BOUND)
+        finally:
+            stopping.set()
+            listener.join()
+
+
+def test_a_fork_sends_hints_of_its_own(postgres_url: str) -> None:
+    """In a process forked after the first hint, the next is sent by a thread of its own."""
+    heard = threading.Semaphore(0)
+    stopping = threading.Event()
+    with closing(Host(postgres_url)) as host:
+        host.upgrade()
+        hints = Hints(host.database)
+        listener = Listener(host.database, heard.release, stopping)
+        listener.start()
+        try:
+            assert heard.acquire(timeout=BOUND)  # it looks once when it begins
+            hints.send()
+            assert heard.acquire(timeout=BOUND)
+            child = os.fork()
+            if child == 0:
+                hints.send()
+                signal.pause()
+            assert heard.acquire(timeout=BOUND)
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        finally:
+            stopping.set()
+            listener.join()
+            hints.close()
+
+
+def main() -> None:
+    """Append one attestation, and print its position."""
+    with Host(sys.argv[1]) as host:
+        print(host.append(said()).position)  # noqa: T201 - a program's output
+
+
+if __name__ == "__main__":
+    main()
