@@ -32,6 +32,7 @@ from qntx_es.errors import (
     ForeignContext,
     InvalidPayload,
     ProjectorOutdated,
+    ProjectorPaused,
     ProjectorStopped,
     QntxError,
     UnknownDomain,
@@ -41,8 +42,10 @@ from qntx_es.jobs import JobRequested
 from qntx_es.log import Log
 from qntx_es.projections import generations
 from qntx_es.projections.batch import Batches
+from qntx_es.projections.cursor import look
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.inline import InlineBatches, InlineProjectors
+from qntx_es.projections.interventions import Interventions
 from qntx_es.projections.rebuild import Rebuild, RebuildProgress, Rebuilt
 from qntx_es.projections.rows import RowMap
 from qntx_es.projections.runner import Runner
@@ -199,12 +202,15 @@ class Host:
     def wait_for(
         self, position: int, name: str, timeout: timedelta | float = timedelta(seconds=10)
     ) -> None:
-        """Return once the domain's rows hold `position`. Raises `WaitTimeout`, `UnknownDomain`."""
+        """Return once the domain's rows hold `position`.
+
+        Raises `WaitTimeout`, `UnknownDomain`, and `ProjectorPaused` at once.
+        """
         domain = self.domain(name)
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         deadline = time.monotonic() + seconds
         self._wake()
-        while (reached := self._position_of(domain.name)) < position:
+        while (reached := self._reached(domain.name, position)) < position:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise WaitTimeout(
@@ -225,6 +231,7 @@ class Host:
     def catch_up(self, *, jobs: bool = False) -> None:
         """Run every projector to the head, until nothing derived is left; with `jobs` those too.
 
+        One that is paused is passed over.
         Schedules that are due fire, and due jobs run in the calling thread. Raises
         `ProjectorStopped` where a handler fails.
         """
@@ -250,6 +257,20 @@ class Host:
         return Rebuild(
             self.database, self._sequencer, domain, progress=progress, stopping=self._stopping
         ).run()
+
+    # What people decide.
+
+    def pause(self, name: str, reason: str | None = None, *, by: str | None = None) -> None:
+        """Let a projector stand still, on every host, until it is resumed.
+
+        `by` is the actor who says so; by default the system's user. Raises `UnknownDomain`.
+        """
+        self._interventions(name, by).pause(reason)
+
+    def resume(self, name: str, *, by: str | None = None) -> None:
+        """Let a paused projector go on from where it stands. Raises `UnknownDomain`."""
+        self._interventions(name, by).resume()
+        self._wake()
 
     @contextmanager
     def running(self) -> Iterator["Host"]:
@@ -484,6 +505,10 @@ class Host:
                 logger.warning("schedules wait: %s", error)
             self._stopping.wait(TICK_SECONDS_MAX)
 
+    def _interventions(self, name: str, by: str | None) -> Interventions:
+        self.get_ready()
+        return Interventions(self._sequencer, name, by)
+
     def _wake(self) -> None:
         if self._supervisor is not None:
             self._supervisor.wake()
@@ -492,16 +517,23 @@ class Host:
 
     _running_worker: Worker | None = None
 
-    def _position_of(self, name: str) -> int:
+    def _reached(self, name: str, position: int) -> int:
+        """Return where a projector is. Raises `ProjectorPaused` if it stands before `position`."""
         with self.database.read() as connection:
-            asked = select(cursors.c.position).where(cursors.c.domain == name)
-            return connection.execute(asked).scalar_one_or_none() or 0
+            cursor = look(connection, name, self.database.now(connection)).cursor
+        if cursor is None:
+            return 0
+        if cursor.pause is not None and cursor.position < position:
+            raise ProjectorPaused(name, str(cursor.pause))
+        return cursor.position
 
 
 def _catch_up(runner: Runner) -> ProjectorStopped | ProjectorOutdated | None:
     """Catch up, and return why it did not: others need not wait for the one that stands."""
     try:
         runner.catch_up()
+    except ProjectorPaused:
+        return None
     except (ProjectorStopped, ProjectorOutdated) as error:
         return error
     return None

@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from qntx_es.cli import proof
+from qntx_es.cli import proof, recovery
 from qntx_es.cli.exits import DIFFERENCE, FAILURE, message_of
 from qntx_es.cli.flags import command, group
 from qntx_es.cli.output import Column, Output, Row, complain, grouped, shown
 from qntx_es.cli.session import Session, wanted_domain
-from qntx_es.errors import QntxError, UnknownDomain
+from qntx_es.errors import QntxError
 from qntx_es.host import Host
 from qntx_es.projections.status import Failure, ProjectorStatus
 
@@ -22,6 +22,7 @@ STYLES = {
     "live": "green",
     "inline": "green",
     "rebuilding": "cyan",
+    "paused": "yellow",
     "degraded": "yellow",
     "outdated": "yellow",
     "retired": "yellow",
@@ -42,10 +43,11 @@ Names = Annotated[list[str] | None, typer.Argument(metavar="NAME", show_default=
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    commands = group(app, "projections", "See and rebuild read models.")
+    commands = group(app, "projections", "See, rebuild, pause and recover read models.")
     command(commands, "list")(list_projections)
     command(commands, "status")(status)
     command(commands, "rebuild")(rebuild)
+    recovery.register(commands)
 
 
 def list_projections(session: Session) -> None:
@@ -64,10 +66,7 @@ def status(
     """Show one projector, and why it stands if it does."""
     with session.log_only() as host:
         known = {one.name: one for one in host.statuses()}
-    if name not in known and name in session.settings.domains:
-        raise QntxError(f"projector `{name}` has not run here yet: `qntx-es run` begins with it")
-    if name not in known:
-        raise UnknownDomain(name, known)
+    recovery.refuse_unknown(name, session, known)
     found = known[name]
     session.out.document(found)
     _describe(found, session.out)
@@ -112,8 +111,6 @@ def _rebuild(host: Host, name: str, out: Output) -> tuple[dict[str, object], int
 
 def row_of(status: ProjectorStatus) -> Row:
     """Return the row of a table for a projector."""
-    failure = status.failure
-    remark = status.rebuild if failure is None else f"{failure.handler}: {failure.error}"
     return (
         status.name,
         status.version,
@@ -122,8 +119,16 @@ def row_of(status: ProjectorStatus) -> Row:
         status.lag,
         _duration(status.lag_seconds) if status.lag else None,
         status.generation,
-        remark,
+        _remark(status),
     )
+
+
+def _remark(status: ProjectorStatus) -> str | None:
+    if status.pause is not None:
+        return str(status.pause)
+    if status.failure is not None:
+        return f"{status.failure.handler}: {status.failure.error}"
+    return status.rebuild
 
 
 def _tell_the_rest(found: Sequence[ProjectorStatus], session: Session) -> None:
@@ -150,6 +155,9 @@ def _describe(status: ProjectorStatus, out: Output) -> None:
     ]
     if status.lag:
         facts.append(("behind", _duration(status.lag_seconds)))
+    if status.pause:
+        facts += [("paused by", status.pause.by), ("paused at", status.pause.at)]
+        facts.append(("reason", status.pause.reason))
     if status.rebuild:
         facts.append(("rebuild", status.rebuild))
     out.say(status.name, style="bold")

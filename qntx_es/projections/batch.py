@@ -31,7 +31,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from qntx_es import faults
 from qntx_es.attestation import Attestation, RecordedRow
 from qntx_es.database import Database
-from qntx_es.errors import LeaseLost, ProjectorOutdated
+from qntx_es.errors import LeaseLost, ProjectorOutdated, ProjectorPaused
 from qntx_es.log import COLUMNS
 from qntx_es.projections.cursor import Cursor, Look, advance, look
 from qntx_es.projections.handlers import Handlers
@@ -103,7 +103,7 @@ class Batches:
 
         Over ground where nothing matches the cursor is stored now and then, or always if `eager`.
         Raises `HandlerFailed`; `LeaseLost` when another runner was faster or holds the lease;
-        `ProjectorOutdated` when the tables belong to another version.
+        `ProjectorOutdated` when the tables belong to another version; `ProjectorPaused`.
         """
         try:
             step = self._step(size, until, eager=eager)
@@ -204,6 +204,8 @@ def usable(handlers: Handlers, seen: Look) -> Cursor:
             f"the tables of `{domain.name}` are of version {cursor.version}, newer than this "
             f"code ({domain.version}): another host goes on with them. Upgrade this one"
         )
+    if cursor.pause is not None:
+        raise ProjectorPaused(domain.name, str(cursor.pause))
     if seen.holder is not None:
         raise LeaseLost(f"`{domain.name}` is held by {seen.holder}")
     return cursor

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from qntx_es.database import Database, is_trouble
-from qntx_es.errors import LeaseLost, ProjectorOutdated
+from qntx_es.errors import LeaseLost, ProjectorOutdated, ProjectorPaused
 from qntx_es.projections.batch import STORE_SECONDS, Step, flush, read_batch, usable
 from qntx_es.projections.cursor import Cursor, advance, look
 from qntx_es.projections.handlers import Handlers
@@ -44,7 +44,10 @@ class InlineBatches:
         return self._handlers.contexts
 
     def step(self, size: int, *, until: int | None = None, eager: bool = True) -> Step:
-        """Catch up by one batch. Raises `HandlerFailed`, `ProjectorOutdated`, `LeaseLost`."""
+        """Catch up by one batch.
+
+        Raises `HandlerFailed`, `ProjectorOutdated`, `ProjectorPaused`, `LeaseLost`.
+        """
         if not eager and monotonic() - self._stored_at < STORE_SECONDS:
             # The lock would make appenders wait, and the pass has projected what there was.
             with self._database.read() as connection:
@@ -61,7 +64,7 @@ class InlineBatches:
         try:
             if self._look(connection)[0].position != self._degraded_at:
                 self._project(connection, INLINE_MAX, None)
-        except (LeaseLost, ProjectorOutdated):
+        except (LeaseLost, ProjectorOutdated, ProjectorPaused):
             savepoint.rollback()
         except HandlerFailed as failed:
             savepoint.rollback()

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, and_, func, select
 
 from qntx_es.attestation import instant
 from qntx_es.domain import Domain
+from qntx_es.projections.cursor import Pause, pause_of
 from qntx_es.tables import attestations, cursors, failures, rebuilds
 
 REBUILD_MICROSECONDS = 60_000_000
@@ -34,7 +35,7 @@ class Failure:
 class ProjectorStatus:
     """One projector: `lag` is head less position, `lag_seconds` the age of the first unread.
 
-    `state` is live, inline, stopped, degraded, outdated, retired or rebuilding.
+    `state` is live, inline, paused, stopped, degraded, outdated, retired or rebuilding.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ProjectorStatus:
     lag: int
     lag_seconds: float
     generation: int
+    pause: Pause | None
     failure: Failure | None
     rebuild: str | None
 
@@ -70,6 +72,7 @@ def statuses(
             cursors.c.version,
             cursors.c.position.label("at"),
             cursors.c.generation,
+            *(cursors.c[name] for name in ("paused_by", "paused_at", "pause_reason")),
             head.label("head"),
             first_unread.label("first_unread"),
             failures.c.position.label("failed"),
@@ -106,6 +109,7 @@ def _status(
         lag=row.head - row.at,
         lag_seconds=0.0 if since is None else max(0, now - since) / 1_000_000,
         generation=row.generation,
+        pause=pause_of(row),
         failure=failure,
         rebuild=None if row.rebuild is None else f"{row.rebuild}, {row.filled} of {row.target}",
     )
@@ -119,6 +123,8 @@ def _state(
     is_inline = domain is not None and domain.inline
     if row.rebuild is not None:
         return "rebuilding"
+    if row.paused_by is not None:
+        return "paused"
     if domain is not None and domain.version != row.version:
         return "outdated" if domain.version > row.version else "retired"
     if failure is not None:
