@@ -50,11 +50,13 @@ from qntx_es.errors import (
     InvalidText,
     InvalidTime,
     LeaseLost,
+    LedgerChanged,
     LogBusy,
     LogRegression,
     LossyValue,
     MissingExtra,
     NotFinite,
+    NothingToRetry,
     NotYetCommitted,
     OtherDatabase,
     PositionPending,
@@ -67,6 +69,7 @@ from qntx_es.errors import (
     SchemaOutdated,
     SchemaTooNew,
     SchemaVersionTooNew,
+    SkipRefused,
     StaleToken,
     StorageFull,
     SwapBusy,
@@ -92,6 +95,9 @@ from qntx_es.jobs import (
 )
 from qntx_es.log import (
     Log,
+)
+from qntx_es.projections.ledger import (
+    ParkedEntity,
 )
 from qntx_es.projections.rebuild import (
     RebuildProgress,
@@ -156,6 +162,7 @@ __all__ = [
     "JobHandler",
     "JobRequested",
     "LeaseLost",
+    "LedgerChanged",
     "Log",
     "LogBusy",
     "LogDigest",
@@ -164,7 +171,9 @@ __all__ = [
     "MissingExtra",
     "NotFinite",
     "NotYetCommitted",
+    "NothingToRetry",
     "OtherDatabase",
+    "ParkedEntity",
     "Payload",
     "PositionPending",
     "ProjectorOutdated",
@@ -186,6 +195,7 @@ __all__ = [
     "SchemaVersionTooNew",
     "ServiceRegistry",
     "Settings",
+    "SkipRefused",
     "StaleToken",
     "StorageFull",
     "Store",

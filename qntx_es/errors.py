@@ -300,6 +300,18 @@ class RebuildLost(QntxError):
     """Another rebuild of this domain began, and this one gave way. Live tables are untouched."""
 
 
+class NothingToRetry(QntxError):
+    """Nothing stands or is parked there. `qntx-es projections status` names what does."""
+
+
+class SkipRefused(QntxError):
+    """What has had its effect cannot be skipped: only a rebuild takes it out of the rows."""
+
+
+class LedgerChanged(QntxError):
+    """A skip was said or withdrawn while tables were rebuilt. Live is untouched: run it again."""
+
+
 class SwapBusy(QntxError):
     """A long reader kept the tables from being swapped. Live tables are untouched: try again."""
 

@@ -46,6 +46,7 @@ from qntx_es.projections.cursor import look
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.inline import InlineBatches, InlineProjectors
 from qntx_es.projections.interventions import Interventions
+from qntx_es.projections.ledger import ParkedEntity, read_waiting
 from qntx_es.projections.rebuild import Rebuild, RebuildProgress, Rebuilt
 from qntx_es.projections.rows import RowMap
 from qntx_es.projections.runner import Runner
@@ -272,6 +273,44 @@ class Host:
         self._interventions(name, by).resume()
         self._wake()
 
+    def retry(
+        self,
+        name: str,
+        position: int | None = None,
+        *,
+        entity: str | None = None,
+        by: str | None = None,
+    ) -> list[ParkedEntity]:
+        """Try again what a projector stopped at or parked; return what failed, and stays parked.
+
+        With a `position` only what failed there, with an `entity` only what waits about it. Raises
+        `NothingToRetry`, `ProjectorPaused`, `UnknownDomain`, and `ProjectorStopped` where it stops.
+        """
+        self.domain(name)
+        retried = self._interventions(name, by).retry(position, entity)
+        self._runners[name].catch_up()
+        entities = {one.parked_entity for one in retried}
+        return [one for one in self.parked(name) if one.entity in entities]
+
+    def skip(self, name: str, position: int, reason: str, *, by: str | None = None) -> bool:
+        """Leave out one attestation, in every version; False where it is skipped already.
+
+        Whoever stands before it goes on; an entity that waits for it is to be retried. Raises
+        `UnknownDomain`, and `SkipRefused` for what has had its effect.
+        """
+        said = self._interventions(name, by).skip(position, reason)
+        self._wake()
+        return said
+
+    def withdraw_skip(self, name: str, position: int, *, by: str | None = None) -> bool:
+        """Let an attestation count again; False where the rows have gone on without it.
+
+        Those of the next version will have it. Raises `UnknownDomain`, `SkipRefused`.
+        """
+        counts = self._interventions(name, by).withdraw_skip(position)
+        self._wake()
+        return counts
+
     @contextmanager
     def running(self) -> Iterator["Host"]:
         """Run projectors, jobs and schedules in threads until the block ends, then drain."""
@@ -369,6 +408,15 @@ class Host:
         self.database.check()
         with self.database.read() as connection:
             return statuses(connection, self.domains, self.database.now(connection))
+
+    def parked(self, name: str) -> list[ParkedEntity]:
+        """Return whose attestations wait in a projector, from which position on, and why."""
+        self.database.check()
+        with self.database.read() as connection:
+            cursor = look(connection, name, self.database.now(connection)).cursor
+            if cursor is None:
+                return []
+            return list(read_waiting(connection, name, cursor.version).values())
 
     def catalogue(self, *, counted: bool = True) -> list[Context]:
         """Return every context that is known here or in the log, what it says, and how often.

@@ -7,6 +7,7 @@ the domain, has old code or comes in the middle of a rebuild.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from time import monotonic
 
 from sqlalchemy import Connection
@@ -14,9 +15,10 @@ from sqlalchemy.exc import DBAPIError
 
 from qntx_es.database import Database, is_trouble
 from qntx_es.errors import LeaseLost, ProjectorOutdated, ProjectorPaused
-from qntx_es.projections.batch import STORE_SECONDS, Step, flush, read_batch, usable
+from qntx_es.projections.batch import STORE_SECONDS, Step, project, read_batch, usable
 from qntx_es.projections.cursor import Cursor, advance, look
 from qntx_es.projections.handlers import Handlers
+from qntx_es.projections.ledger import Ledger, Standing, read_ledger
 from qntx_es.projections.recovery import HandlerFailed, InHand, record_failure
 from qntx_es.projections.rows import RowMap
 from qntx_es.sequencer import Sequencer
@@ -36,6 +38,7 @@ class InlineBatches:
         self._handlers = handlers
         self._rows = rows
         self._degraded_at: int | None = None
+        self._standing = (0, Standing(handlers.domain.name, handlers.contexts))
         self._stored_at = 0.0
 
     @property
@@ -88,10 +91,19 @@ class InlineBatches:
             ceiling = batch[-1][0]
         if ceiling > cursor.position:
             advance(cursor, ceiling, connection)
-            self._handlers.read_ahead(self._rows, batch)
-            self._handlers.run(batch, self._rows, derives_from=None)
-            flush(self._rows, connection, batch)
+            standing = self._standing_under(connection, cursor)
+            stretch = standing.stretch(batch, ceiling)
+            project(self._handlers, self._rows, standing, stretch, derives_from=None)
         return Step(cursor.position, ceiling, head, len(batch), 0)
+
+    def _standing_under(self, connection: Connection, cursor: Cursor) -> Standing:
+        """Return what is left out: nobody is parked inline, and who skips changes the token."""
+        token, standing = self._standing
+        if token != cursor.token:
+            left_out = read_ledger(connection, cursor.domain, cursor.version).left_out
+            standing = replace(standing, ledger=Ledger(left_out=left_out))
+            self._standing = (cursor.token, standing)
+        return standing
 
     def _look(self, connection: Connection) -> tuple[Cursor, int]:
         now = self._database.now(connection)

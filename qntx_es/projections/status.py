@@ -15,7 +15,7 @@ from sqlalchemy import Connection, and_, func, select
 from qntx_es.attestation import instant
 from qntx_es.domain import Domain
 from qntx_es.projections.cursor import Pause, pause_of
-from qntx_es.tables import attestations, cursors, failures, rebuilds
+from qntx_es.tables import attestations, cursors, failures, parked, rebuilds
 
 REBUILD_MICROSECONDS = 60_000_000
 
@@ -35,6 +35,7 @@ class Failure:
 class ProjectorStatus:
     """One projector: `lag` is head less position, `lag_seconds` the age of the first unread.
 
+    `parked` counts the entities that wait.
     `state` is live, inline, paused, stopped, degraded, outdated, retired or rebuilding.
     """
 
@@ -46,6 +47,7 @@ class ProjectorStatus:
     lag: int
     lag_seconds: float
     generation: int
+    parked: int
     pause: Pause | None
     failure: Failure | None
     rebuild: str | None
@@ -62,6 +64,11 @@ def statuses(
         .where(unread.c.position == cursors.c.position + 1)
         .scalar_subquery()
     )
+    waiting = (
+        select(func.count())
+        .where(parked.c.domain == cursors.c.domain, parked.c.version == cursors.c.version)
+        .scalar_subquery()
+    )
     stopped = and_(failures.c.domain == cursors.c.domain, failures.c.cursor == cursors.c.position)
     # One that has not looked for so long was killed; its tables go with the next.
     looked = rebuilds.c.looked_at > now - REBUILD_MICROSECONDS
@@ -75,6 +82,7 @@ def statuses(
             *(cursors.c[name] for name in ("paused_by", "paused_at", "pause_reason")),
             head.label("head"),
             first_unread.label("first_unread"),
+            waiting.label("parked"),
             failures.c.position.label("failed"),
             *(failures.c[name] for name in ("handler", "error", "traceback", "failed_at")),
             rebuilds.c.state.label("rebuild"),
@@ -109,6 +117,7 @@ def _status(
         lag=row.head - row.at,
         lag_seconds=0.0 if since is None else max(0, now - since) / 1_000_000,
         generation=row.generation,
+        parked=row.parked,
         pause=pause_of(row),
         failure=failure,
         rebuild=None if row.rebuild is None else f"{row.rebuild}, {row.filled} of {row.target}",
