@@ -118,12 +118,10 @@ class Interventions:
             cursor = self._cursor(turn)
             if cursor.pause is not None:
                 raise ProjectorPaused(self._domain, str(cursor.pause))
-            about = entity if position is None else self._entity_at(turn, position)
             chosen[:] = [
                 one
                 for one in self._retriable(turn, cursor)
-                if about in (None, one.parked_entity)
-                or (one.parked_entity is None and one.position == position)
+                if position in (None, one.position) and entity in (None, one.parked_entity)
             ]
             if not chosen:
                 raise NothingToRetry

@@ -9,8 +9,9 @@
     swapped      renames and cursor in one transaction, compared with where live stood
     old dropped  the tables that were live are gone
 
-It reads the ledger first: an entity is parked where this version parked it, and worked off where it
-was retried; what was skipped is left out. So the rows are those of live, whatever live went through.
+It reads the ledger first: an entity is parked where this version parked it, and worked off where
+it was retried; what was skipped is left out. So the rows are those of live, whatever that went
+through.
 
 The live tables are never touched before the swap, so a crash or a cancellation anywhere leaves them
 as they were, and the remedy is to run it again.

@@ -35,8 +35,8 @@ class Failure:
 class ProjectorStatus:
     """One projector: `lag` is head less position, `lag_seconds` the age of the first unread.
 
+    `state` is live, inline, paused, stopped, degraded, outdated, retired or rebuilding, and
     `parked` counts the entities that wait.
-    `state` is live, inline, paused, stopped, degraded, outdated, retired or rebuilding.
     """
 
     name: str
