@@ -91,15 +91,15 @@ class Runner:
         # From here it grows again: what failed in bulk may be right one at a time.
         self.size = max(1, self.size // 2)
         try:
-            step = self.batches.step(self.size, until=failed.position - 1)
+            step = self.batches.step(self.size, until=failed.at - 1)
         except HandlerFailed as before:
             return self._find(before)
-        if step.position < failed.position - 1:
+        if step.position < failed.at - 1:
             return step
         self.size = 1
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return self.batches.step(1, until=failed.position)
+                return self.batches.step(1, until=failed.at)
             except HandlerFailed as again:
                 failed = again
             if attempt < ATTEMPTS:

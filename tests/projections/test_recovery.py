@@ -305,14 +305,15 @@ def test_a_row_that_the_database_refuses_parks_its_entity(host_of: HostOf) -> No
 
     @domain.project(Moved)
     def take(moved: Recorded[Moved], rows: Rows) -> None:
-        rows.put(codes, entity=moved.entity, code=moved.payload.n % 3)
+        n = moved.payload.n
+        rows.put(codes, entity=moved.entity, code=n % 3 if n < 10 else n)
 
     host = host_of(domain)
     host.append(moves("a", "b", "c", "d", "e"))
     host.catch_up()
     assert [(one.entity, one.position) for one in host.parked("ledger")] == [("d", 4), ("e", 5)]
 
-    host.append(Attestation(context="moved", entity="a", actor="a", payload={"n": 3}))
+    host.append(Attestation(context="moved", entity="a", actor="a", payload={"n": 10}))
     still = host.retry("ledger")
 
     assert [(one.entity, one.position) for one in still] == [("e", 5)]
@@ -354,7 +355,7 @@ def test_a_stopped_projector_rests_until_it_is_told_to_go_on(host_of: HostOf) ->
     other.retry("ledger")
 
     assert orders(host) == {"a": "1", "b": "2"}
-    assert runner.advance().position == 4  # both retries were said
+    assert runner.advance().position == host.log.head()
     assert state_of(host) == "live"
 
 
