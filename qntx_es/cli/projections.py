@@ -5,6 +5,7 @@ tables cannot be seen so, and is said where it runs.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -35,6 +36,7 @@ COLUMNS = (
     Column("cursor", is_number=True),
     Column("lag", is_number=True),
     Column("behind", is_number=True, is_spare=True, least_width=80),
+    Column("parked", is_number=True, is_spare=True),
     Column("generation", is_number=True, least_width=90),
     Column("remark", is_spare=True),
 )
@@ -66,10 +68,14 @@ def status(
     """Show one projector, and why it stands if it does."""
     with session.log_only() as host:
         known = {one.name: one for one in host.statuses()}
+        parked = host.parked(name)
     recovery.refuse_unknown(name, session, known)
     found = known[name]
-    session.out.document(found)
+    session.out.document({**asdict(found), "parked_entities": parked})
     _describe(found, session.out)
+    if parked:
+        recovery.show_parked(parked, session.out)
+        session.out.say(f"Mend the handler, then: qntx-es projections retry {name} --all")
     _exit_if_any_failed([found])
 
 
@@ -118,6 +124,7 @@ def row_of(status: ProjectorStatus) -> Row:
         status.position,
         status.lag,
         _duration(status.lag_seconds) if status.lag else None,
+        status.parked or None,
         status.generation,
         _remark(status),
     )
@@ -153,6 +160,8 @@ def _describe(status: ProjectorStatus, out: Output) -> None:
         ("head", status.head),
         ("lag", status.lag),
     ]
+    if status.parked:
+        facts.append(("parked", status.parked))
     if status.lag:
         facts.append(("behind", _duration(status.lag_seconds)))
     if status.pause:
@@ -173,7 +182,9 @@ def _explain(failure: Failure, out: Output) -> None:
     )
     for line in failure.traceback.splitlines():
         out.say(f"  {shown(line)}", style="dim")
-    out.say("Mend the handler and run again: it goes on from there.")
+    out.say(
+        "Mend the handler and run again, or retry: it goes on from there. Or skip that position."
+    )
 
 
 def _exit_if_any_failed(found: Iterable[ProjectorStatus]) -> None:

@@ -1,4 +1,4 @@
-"""A paused projector stands still everywhere until it is resumed, and says who paused it and why."""
+"""A paused projector stands still everywhere until it is resumed, and says who paused it."""
 
 from collections.abc import Callable
 
@@ -192,7 +192,7 @@ def test_a_paused_projector_is_rebuilt_and_stays_paused(host_of: HostOf) -> None
 
 
 def test_no_job_is_started_while_pulse_is_paused(host_of: HostOf) -> None:
-    """With its queue paused Pulse decides nothing; resumed, it does what was asked for meanwhile."""
+    """With its queue paused Pulse decides nothing; resumed, it does what was asked for."""
     domain = make()
     ran: list[str] = []
 

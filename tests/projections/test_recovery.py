@@ -321,7 +321,7 @@ def test_a_row_that_the_database_refuses_parks_its_entity(host_of: HostOf) -> No
 
 
 def test_a_projector_that_parks_too_many_stops(host_of: HostOf) -> None:
-    """Beyond a thousand parked entities the handler is to blame: the projector stops, and says so."""
+    """Beyond a thousand parked entities the projector stops, and says that it parks no more."""
     handler = Handler({1})
     host = host_of(make(handler))
     with host.database.write() as connection:
@@ -455,7 +455,7 @@ def test_a_skip_withdrawn_too_late_counts_in_the_next_version(host_of: HostOf) -
 
 
 def test_a_rebuild_that_a_skip_overtakes_gives_way(host_of: HostOf) -> None:
-    """Where what was filled already is skipped before the swap, live stays and the next is right."""
+    """Where what is filled already is skipped before the swap, live stays; the next is right."""
     handler = Handler({2})
     host = host_of(make(handler))
     host.append(moves("a", "b"))

@@ -1,4 +1,4 @@
-"""Whatever fails, is parked, retried or skipped: a rebuild, and one by one, give the rows of live."""
+"""Whatever fails and is parked, retried or skipped: a rebuild, and one by one, give the same."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -100,7 +100,7 @@ def make(name: str, on_failure: OnFailure, mood: Mood) -> Domain:
 
 
 class Bench:
-    """A log that grows from story to story, with a domain that parks, one that skips, a sound one."""
+    """A log that grows from story to story, a domain that parks, one that skips, a sound one."""
 
     def __init__(self, url: str) -> None:
         self.mood = Mood()
@@ -191,7 +191,7 @@ def benches(
 def test_live_and_rebuilt_rows_are_those_of_one_by_one(
     benches: list[Bench], story: Story, sizes: list[int]
 ) -> None:
-    """Any cutting gives the rows of one by one, a rebuild those of live, and others never notice."""
+    """Any cutting gives the rows of one by one, a rebuild those of live; others never notice."""
     cuttings = [sizes, [1], sizes, [1]]
 
     told = [bench.tell(story, cut) for bench, cut in zip(benches, cuttings, strict=True)]
