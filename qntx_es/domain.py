@@ -119,7 +119,7 @@ class Domain:
         self.emits = None if emits is None else tuple(map(_context_of, given))
         self.actors = _texts(actors) or (f"{name}@plugin",)
         self.inline = inline
-        self.on_failure = on_failure
+        self.on_failure: OnFailure = on_failure
         self.metadata = MetaData()
         self.projects: list[ProjectHandler] = []
         self.derives: list[DeriveHandler] = []

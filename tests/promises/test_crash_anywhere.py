@@ -245,6 +245,7 @@ def test_a_decision_that_crashes_is_taken_once(
                 host.close()
                 host = failing_host(url, on_failure, set())
                 host.retry("careful")
+                host.catch_up()
             assert_in_order(host)
             start = host.log.head()
             host.close()
