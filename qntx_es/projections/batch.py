@@ -215,7 +215,7 @@ class Batches:
         self._last, self._standing, self._is_whole = moved, standing, True
         self._stored_at = monotonic()
         self._rows.cool()
-        return Step(cursor.position, stretch.ceiling, head, len(stretch.rows), len(said))
+        return Step(cursor.position, stretch.ceiling, head, len(batch), len(said))
 
     def _look(self, connection: Connection) -> tuple[Cursor, int]:
         now = self._database.now(connection)

@@ -15,7 +15,7 @@ from qntx_es.database import Database
 from qntx_es.domain import Domain
 from qntx_es.errors import LeaseLost, ProjectorStopped
 from qntx_es.projections.batch import Batches, Step
-from qntx_es.projections.cursor import Cursor, look
+from qntx_es.projections.cursor import Cursor, Look, look
 from qntx_es.projections.ledger import PARKED_MAX, read_waiting
 from qntx_es.projections.recovery import ATTEMPTS, HandlerFailed, choice_of, record_failure
 
@@ -97,6 +97,8 @@ class Runner:
         if step.position < failed.at - 1:
             return step
         self.size = 1
+        # Before it is tried: whoever decides something meanwhile gives it another token.
+        self._stopped_at = self._look().cursor
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return self.batches.step(1, until=failed.at)
@@ -125,10 +127,9 @@ class Runner:
         return len(waiting) >= PARKED_MAX
 
     def _stop(self, failed: HandlerFailed, error: str) -> ProjectorStopped:
-        with self.database.write() as connection:
-            now = self.database.now(connection)
-            self._stopped_at = look(connection, self.domain.name, now).cursor
-            if self._stopped_at is not None:
+        if self._stopped_at is not None:
+            with self.database.write() as connection:
+                now = self.database.now(connection)
                 at = self._stopped_at.position
                 record_failure(connection, self.domain.name, at, failed, now)
         return ProjectorStopped(
@@ -137,10 +138,13 @@ class Runner:
 
     def _look_again(self) -> Step | None:
         """Return that nothing is to be done, or None where something was done about the failure."""
-        with self.database.read() as connection:
-            seen = look(connection, self.domain.name, self.database.now(connection))
-        cursor, before = seen.cursor, self._stopped_at
-        if cursor is None or cursor != before:
+        seen = self._look()
+        cursor = seen.cursor
+        if cursor is None or cursor != self._stopped_at:
             self._stopped_at = None
             return None
         return Step(cursor.position, cursor.position, seen.head, 0, 0)
+
+    def _look(self) -> Look:
+        with self.database.read() as connection:
+            return look(connection, self.domain.name, self.database.now(connection))

@@ -219,6 +219,10 @@ def test_a_new_version_meets_what_was_parked_in_its_place(host_of: HostOf) -> No
     mended.rebuild("ledger")
 
     assert orders(mended) == {"a": "1", "b": "2 4"}
+    assert told(mended) == ["a", "b", "b"]
+    assert [one.tags for one in mended.ax(contexts="told", entities="b")] == [("2",), ("2 4",)]
+    mended.catch_up()
+    assert told(mended) == ["a", "b", "b"]
     assert mended.parked("ledger") == []
     with mended.database.read() as connection:
         assert connection.execute(select(parked)).all() == []
