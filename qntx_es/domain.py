@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
-from typing import Any, TypeAlias, TypeGuard, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, TypeGuard, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -45,6 +45,7 @@ Derive: TypeAlias = Callable[[Recorded[P], ReadRows], Iterable[Attestation]]
 Every: TypeAlias = Callable[[datetime, ReadRows], Iterable[Attestation]]
 Lift: TypeAlias = Callable[[Old], Json | BaseModel]
 Emits: TypeAlias = str | type[Payload]
+OnFailure: TypeAlias = Literal["stop", "park", "skip"]
 Keys: TypeAlias = Callable[[Recorded[P]], Iterable[tuple[Any, ...]]]
 
 NAME = re.compile(r"[a-z][a-z0-9]{1,23}")
@@ -53,6 +54,8 @@ TAKEN = frozenset(
     ("database", "domains", "pg", "prometheus", "qntx", "remote", "sqlite", "test", "web")
 )
 RESERVED = ("pulse.", "qntx.")
+# Met by the projector itself, which works an entity off there.
+RETRIED = "qntx.retried"
 # What any domain may say to Pulse, though the names are reserved.
 OPEN = frozenset((JobRequested.context,))
 ARGUMENTS = 2
@@ -94,10 +97,12 @@ class Domain:
     `version` is the read model's: a new one means a rebuild. `emits` are the payload classes it may
     attest, which document their contexts, or globs of contexts; `actors` are those it may speak as,
     beside `<name>@plugin`, and `attest` uses the first. `inline` domains are projected with the
-    positions themselves, and do not derive.
+    positions themselves, and do not derive. `on_failure` is what becomes of an attestation at which
+    a handler has failed three times: the projector stops before it, parks its entity (all that is
+    said about it waits from there on, in order, until it is retried), or skips it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one keyword a choice
         self,
         name: str,
         *,
@@ -105,6 +110,7 @@ class Domain:
         emits: Emits | Iterable[Emits] | None = None,
         actors: str | Iterable[str] = (),
         inline: bool = False,
+        on_failure: OnFailure = "stop",
     ) -> None:
         self.name = name
         self.version = version
@@ -113,6 +119,7 @@ class Domain:
         self.emits = None if emits is None else tuple(map(_context_of, given))
         self.actors = _texts(actors) or (f"{name}@plugin",)
         self.inline = inline
+        self.on_failure: OnFailure = on_failure
         self.metadata = MetaData()
         self.projects: list[ProjectHandler] = []
         self.derives: list[DeriveHandler] = []
@@ -354,7 +361,22 @@ class Domain:
         found += [problem for one in self._read_or_lifted() for problem in self._gaps(one)]
         if self.inline and self.derives:
             found.append("an inline domain does not derive: its rows are at the head")
-        return found + _doubled(self)
+        return found + self._recovery_problems() + _doubled(self)
+
+    def _recovery_problems(self) -> list[str]:
+        found = [
+            f"{one.__name__}: `{RETRIED}` is for the projector itself, and for no handler"
+            for one in self._read()
+            if one.context == RETRIED
+        ]
+        if self.on_failure not in get_args(OnFailure):
+            known = ", ".join(get_args(OnFailure))
+            found.append(f"on_failure={self.on_failure!r}: it is one of {known}")
+        elif self.inline and self.on_failure != "stop":
+            found.append(
+                f"on_failure={self.on_failure!r}: an inline domain stops; a person may skip"
+            )
+        return found
 
     def _is_payload(self, handler: str, payload: object) -> bool:
         if not (isinstance(payload, type) and issubclass(payload, Payload)):

@@ -286,8 +286,30 @@ class ProjectorOutdated(QntxError):
     """A domain's tables are of another version. Run `qntx-es projections rebuild`."""
 
 
+class ProjectorPaused(QntxError):
+    """Somebody paused this projector. `qntx-es projections resume` lets it go on."""
+
+    def __init__(self, domain: str, pause: str) -> None:
+        self.domain = domain
+        super().__init__(
+            f"projector `{domain}` is {pause}. `qntx-es projections resume {domain}` lets it go on"
+        )
+
+
 class RebuildLost(QntxError):
     """Another rebuild of this domain began, and this one gave way. Live tables are untouched."""
+
+
+class NothingToRetry(QntxError):
+    """Nothing stands or is parked there. `qntx-es projections status` names what does."""
+
+
+class SkipRefused(QntxError):
+    """What has had its effect cannot be skipped: only a rebuild takes it out of the rows."""
+
+
+class LedgerChanged(QntxError):
+    """A skip was said or withdrawn while tables were rebuilt. Live is untouched: run it again."""
 
 
 class SwapBusy(QntxError):

@@ -32,6 +32,7 @@ from qntx_es.errors import (
     ForeignContext,
     InvalidPayload,
     ProjectorOutdated,
+    ProjectorPaused,
     ProjectorStopped,
     QntxError,
     UnknownDomain,
@@ -41,8 +42,11 @@ from qntx_es.jobs import JobRequested
 from qntx_es.log import Log
 from qntx_es.projections import generations
 from qntx_es.projections.batch import Batches
+from qntx_es.projections.cursor import look
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.inline import InlineBatches, InlineProjectors
+from qntx_es.projections.interventions import Interventions
+from qntx_es.projections.ledger import ParkedEntity, read_waiting
 from qntx_es.projections.rebuild import Rebuild, RebuildProgress, Rebuilt
 from qntx_es.projections.rows import RowMap
 from qntx_es.projections.runner import Runner
@@ -199,12 +203,15 @@ class Host:
     def wait_for(
         self, position: int, name: str, timeout: timedelta | float = timedelta(seconds=10)
     ) -> None:
-        """Return once the domain's rows hold `position`. Raises `WaitTimeout`, `UnknownDomain`."""
+        """Return once the domain's rows hold `position`.
+
+        Raises `WaitTimeout`, `UnknownDomain`, and `ProjectorPaused` at once.
+        """
         domain = self.domain(name)
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         deadline = time.monotonic() + seconds
         self._wake()
-        while (reached := self._position_of(domain.name)) < position:
+        while (reached := self._reached(domain.name, position)) < position:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise WaitTimeout(
@@ -225,6 +232,7 @@ class Host:
     def catch_up(self, *, jobs: bool = False) -> None:
         """Run every projector to the head, until nothing derived is left; with `jobs` those too.
 
+        One that is paused is passed over.
         Schedules that are due fire, and due jobs run in the calling thread. Raises
         `ProjectorStopped` where a handler fails.
         """
@@ -250,6 +258,58 @@ class Host:
         return Rebuild(
             self.database, self._sequencer, domain, progress=progress, stopping=self._stopping
         ).run()
+
+    # What people decide.
+
+    def pause(self, name: str, reason: str | None = None, *, by: str | None = None) -> None:
+        """Let a projector stand still, on every host, until it is resumed.
+
+        `by` is the actor who says so; by default the system's user. Raises `UnknownDomain`.
+        """
+        self._interventions(name, by).pause(reason)
+
+    def resume(self, name: str, *, by: str | None = None) -> None:
+        """Let a paused projector go on from where it stands. Raises `UnknownDomain`."""
+        self._interventions(name, by).resume()
+        self._wake()
+
+    def retry(
+        self,
+        name: str,
+        position: int | None = None,
+        *,
+        entity: str | None = None,
+        by: str | None = None,
+    ) -> list[ParkedEntity]:
+        """Try again what a projector stopped at or parked; return what failed, and stays parked.
+
+        With a `position` only what failed there, with an `entity` only what waits about it. Raises
+        `NothingToRetry`, `ProjectorPaused`, `UnknownDomain`, and `ProjectorStopped` where it stops.
+        """
+        self.domain(name)
+        retried = self._interventions(name, by).retry(position, entity)
+        self._runners[name].catch_up()
+        entities = {one.parked_entity for one in retried}
+        return [one for one in self.parked(name) if one.entity in entities]
+
+    def skip(self, name: str, position: int, reason: str, *, by: str | None = None) -> bool:
+        """Leave out one attestation, in every version; False where it is skipped already.
+
+        Whoever stands before it goes on; an entity that waits for it is to be retried. Raises
+        `UnknownDomain`, and `SkipRefused` for what has had its effect.
+        """
+        said = self._interventions(name, by).skip(position, reason)
+        self._wake()
+        return said
+
+    def withdraw_skip(self, name: str, position: int, *, by: str | None = None) -> bool:
+        """Let an attestation count again; False where the rows have gone on without it.
+
+        Those of the next version will have it. Raises `UnknownDomain`, `SkipRefused`.
+        """
+        counts = self._interventions(name, by).withdraw_skip(position)
+        self._wake()
+        return counts
 
     @contextmanager
     def running(self) -> Iterator["Host"]:
@@ -351,6 +411,15 @@ class Host:
         self.database.check()
         with self.database.read() as connection:
             return statuses(connection, self.domains, self.database.now(connection))
+
+    def parked(self, name: str) -> list[ParkedEntity]:
+        """Return whose attestations wait in a projector, from which position on, and why."""
+        self.database.check()
+        with self.database.read() as connection:
+            cursor = look(connection, name, self.database.now(connection)).cursor
+            if cursor is None:
+                return []
+            return list(read_waiting(connection, name, cursor.version).values())
 
     def catalogue(self, *, counted: bool = True) -> list[Context]:
         """Return every context that is known here or in the log, what it says, and how often.
@@ -492,6 +561,10 @@ class Host:
         self._wake()
         self._hints.send()
 
+    def _interventions(self, name: str, by: str | None) -> Interventions:
+        self.get_ready()
+        return Interventions(self._sequencer, name, by)
+
     def _wake(self) -> None:
         if self._supervisor is not None:
             self._supervisor.wake()
@@ -500,16 +573,23 @@ class Host:
 
     _running_worker: Worker | None = None
 
-    def _position_of(self, name: str) -> int:
+    def _reached(self, name: str, position: int) -> int:
+        """Return where a projector is. Raises `ProjectorPaused` if it stands before `position`."""
         with self.database.read() as connection:
-            asked = select(cursors.c.position).where(cursors.c.domain == name)
-            return connection.execute(asked).scalar_one_or_none() or 0
+            cursor = look(connection, name, self.database.now(connection)).cursor
+        if cursor is None:
+            return 0
+        if cursor.pause is not None and cursor.position < position:
+            raise ProjectorPaused(name, str(cursor.pause))
+        return cursor.position
 
 
 def _catch_up(runner: Runner) -> ProjectorStopped | ProjectorOutdated | None:
     """Catch up, and return why it did not: others need not wait for the one that stands."""
     try:
         runner.catch_up()
+    except ProjectorPaused:
+        return None
     except (ProjectorStopped, ProjectorOutdated) as error:
         return error
     return None

@@ -122,6 +122,9 @@ cursors = Table(
     Column("generation", Integer, nullable=False),
     Column("derives_from", BigInteger, nullable=False),
     Column("tables", Words, nullable=False),
+    Column("paused_by", Words),
+    Column("paused_at", BigInteger),
+    Column("pause_reason", Words),
 )
 
 leases = Table(
@@ -142,6 +145,18 @@ failures = Table(
     Column("error", Words, nullable=False),
     Column("traceback", Words, nullable=False),
     Column("failed_at", BigInteger, nullable=False),
+)
+
+# Whose attestations wait, from which position on, since a handler failed there.
+parked = Table(
+    "qntx_parked",
+    metadata,
+    Column("domain", Words, primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("entity", Words, primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("handler", Words, nullable=False),
+    Column("error", Words, nullable=False),
 )
 
 rebuilds = Table(

@@ -598,6 +598,9 @@ def create_projectors() -> None:
         sa.Column("generation", sa.Integer, nullable=False),
         sa.Column("derives_from", sa.BigInteger, nullable=False),
         sa.Column("tables", WORDS, nullable=False),
+        sa.Column("paused_by", WORDS),
+        sa.Column("paused_at", sa.BigInteger),
+        sa.Column("pause_reason", WORDS),
     )
     op.create_table(
         "qntx_leases",
@@ -614,6 +617,15 @@ def create_projectors() -> None:
         sa.Column("error", WORDS, nullable=False),
         sa.Column("traceback", WORDS, nullable=False),
         sa.Column("failed_at", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "qntx_parked",
+        sa.Column("domain", WORDS, primary_key=True),
+        sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("entity", WORDS, primary_key=True),
+        sa.Column("position", sa.BigInteger, nullable=False),
+        sa.Column("handler", WORDS, nullable=False),
+        sa.Column("error", WORDS, nullable=False),
     )
     op.create_table(
         "qntx_rebuilds",

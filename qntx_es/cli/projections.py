@@ -5,16 +5,17 @@ tables cannot be seen so, and is said where it runs.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from qntx_es.cli import proof
+from qntx_es.cli import proof, recovery
 from qntx_es.cli.exits import DIFFERENCE, FAILURE, message_of
 from qntx_es.cli.flags import command, group
 from qntx_es.cli.output import Column, Output, Row, complain, grouped, shown
 from qntx_es.cli.session import Session, wanted_domain
-from qntx_es.errors import QntxError, UnknownDomain
+from qntx_es.errors import QntxError
 from qntx_es.host import Host
 from qntx_es.projections.status import Failure, ProjectorStatus
 
@@ -22,6 +23,7 @@ STYLES = {
     "live": "green",
     "inline": "green",
     "rebuilding": "cyan",
+    "paused": "yellow",
     "degraded": "yellow",
     "outdated": "yellow",
     "retired": "yellow",
@@ -34,6 +36,7 @@ COLUMNS = (
     Column("cursor", is_number=True),
     Column("lag", is_number=True),
     Column("behind", is_number=True, is_spare=True, least_width=80),
+    Column("parked", is_number=True, is_spare=True),
     Column("generation", is_number=True, least_width=90),
     Column("remark", is_spare=True),
 )
@@ -42,10 +45,11 @@ Names = Annotated[list[str] | None, typer.Argument(metavar="NAME", show_default=
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    commands = group(app, "projections", "See and rebuild read models.")
+    commands = group(app, "projections", "See, rebuild, pause and recover read models.")
     command(commands, "list")(list_projections)
     command(commands, "status")(status)
     command(commands, "rebuild")(rebuild)
+    recovery.register(commands)
 
 
 def list_projections(session: Session) -> None:
@@ -64,13 +68,14 @@ def status(
     """Show one projector, and why it stands if it does."""
     with session.log_only() as host:
         known = {one.name: one for one in host.statuses()}
-    if name not in known and name in session.settings.domains:
-        raise QntxError(f"projector `{name}` has not run here yet: `qntx-es run` begins with it")
-    if name not in known:
-        raise UnknownDomain(name, known)
+        parked = host.parked(name)
+    recovery.refuse_unknown(name, session, known)
     found = known[name]
-    session.out.document(found)
+    session.out.document({**asdict(found), "parked_entities": parked})
     _describe(found, session.out)
+    if parked:
+        recovery.show_parked(parked, session.out)
+        session.out.say(f"Mend the handler, then: qntx-es projections retry {name} --all")
     _exit_if_any_failed([found])
 
 
@@ -112,8 +117,6 @@ def _rebuild(host: Host, name: str, out: Output) -> tuple[dict[str, object], int
 
 def row_of(status: ProjectorStatus) -> Row:
     """Return the row of a table for a projector."""
-    failure = status.failure
-    remark = status.rebuild if failure is None else f"{failure.handler}: {failure.error}"
     return (
         status.name,
         status.version,
@@ -121,9 +124,18 @@ def row_of(status: ProjectorStatus) -> Row:
         status.position,
         status.lag,
         _duration(status.lag_seconds) if status.lag else None,
+        status.parked or None,
         status.generation,
-        remark,
+        _remark(status),
     )
+
+
+def _remark(status: ProjectorStatus) -> str | None:
+    if status.pause is not None:
+        return str(status.pause)
+    if status.failure is not None:
+        return f"{status.failure.handler}: {status.failure.error}"
+    return status.rebuild
 
 
 def _tell_the_rest(found: Sequence[ProjectorStatus], session: Session) -> None:
@@ -148,8 +160,13 @@ def _describe(status: ProjectorStatus, out: Output) -> None:
         ("head", status.head),
         ("lag", status.lag),
     ]
+    if status.parked:
+        facts.append(("parked", status.parked))
     if status.lag:
         facts.append(("behind", _duration(status.lag_seconds)))
+    if status.pause:
+        facts += [("paused by", status.pause.by), ("paused at", status.pause.at)]
+        facts.append(("reason", status.pause.reason))
     if status.rebuild:
         facts.append(("rebuild", status.rebuild))
     out.say(status.name, style="bold")
@@ -165,7 +182,9 @@ def _explain(failure: Failure, out: Output) -> None:
     )
     for line in failure.traceback.splitlines():
         out.say(f"  {shown(line)}", style="dim")
-    out.say("Mend the handler and run again: it goes on from there.")
+    out.say(
+        "Mend the handler and run again, or retry: it goes on from there. Or skip that position."
+    )
 
 
 def _exit_if_any_failed(found: Iterable[ProjectorStatus]) -> None:

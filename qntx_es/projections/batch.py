@@ -3,6 +3,8 @@
     look    one statement: head h, cursor c, who holds the lease
     read    what the handlers are for in (c, h], at most n; the ceiling is the last one if n were
             found, else h, so that the cursor moves over what does not match
+    cut     before an attestation at which an entity is parked or worked off: that is a batch alone;
+            what is skipped, and whoever waits, is left out
     run     project handlers, then derive handlers, one attestation at a time
     open    the write transaction (SQLite: IMMEDIATE); a handler's own SQL opens it earlier
     move    the cursor, compared with what was looked at; if another was faster, all of it is undone
@@ -31,10 +33,24 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from qntx_es import faults
 from qntx_es.attestation import Attestation, RecordedRow
 from qntx_es.database import Database
-from qntx_es.errors import LeaseLost, ProjectorOutdated
+from qntx_es.domain import RETRIED
+from qntx_es.errors import LeaseLost, ProjectorOutdated, ProjectorPaused
 from qntx_es.log import COLUMNS
 from qntx_es.projections.cursor import Cursor, Look, advance, look
 from qntx_es.projections.handlers import Handlers
+from qntx_es.projections.ledger import (
+    Change,
+    Decision,
+    Parked,
+    Skipped,
+    Standing,
+    Stretch,
+    Unparked,
+    keep_change,
+    read_ledger,
+    read_waiting,
+    said_at,
+)
 from qntx_es.projections.recovery import HandlerFailed, InHand
 from qntx_es.projections.rows import RowMap
 from qntx_es.sequencer import Sequencer
@@ -77,6 +93,7 @@ class Transaction:
             self._is_writing = True
             faults.point("batch.before_move")
             self.move(self._connection)
+            faults.point("batch.before_flush")
         else:
             self._connection = self._reading.enter_context(self._database.read())
         return self._connection
@@ -92,21 +109,31 @@ class Batches:
         self._sequencer = sequencer
         self._handlers = handlers
         self._rows = rows
+        self._standing = Standing(handlers.domain.name, handlers.contexts)
         self._last: Cursor | None = None
         self._stored_at = 0.0
         # Until a batch is whole, the map may know what the database does not.
         self._is_whole = True
         self._began_at: Cursor | None = None
 
-    def step(self, size: int, *, until: int | None = None, eager: bool = True) -> Step:
+    def step(
+        self,
+        size: int,
+        *,
+        until: int | None = None,
+        eager: bool = True,
+        decision: Decision | None = None,
+    ) -> Step:
         """Project the next `size` matching attestations, at most up to `until`.
+
+        A `decision` about the very next one takes hold, and is said, in its batch.
 
         Over ground where nothing matches the cursor is stored now and then, or always if `eager`.
         Raises `HandlerFailed`; `LeaseLost` when another runner was faster or holds the lease;
-        `ProjectorOutdated` when the tables belong to another version.
+        `ProjectorOutdated` when the tables belong to another version; `ProjectorPaused`.
         """
         try:
-            step = self._step(size, until, eager=eager)
+            step = self._step(size, until, decision, eager=eager)
         except DBAPIError as error:
             # A swap may have put other tables under a batch that began before it.
             if self._is_overtaken():
@@ -119,7 +146,32 @@ class Batches:
             self._sequencer.run_pass()
         return step
 
-    def _step(self, size: int, until: int | None, *, eager: bool) -> Step:
+    def settle(self, failed: HandlerFailed, *, is_skipped: bool) -> Step:
+        """Go past what failed alone: skip it, or park its entity. Raises as `step` does."""
+        with self._database.read() as connection:
+            asked = select(*COLUMNS).where(attestations.c.position == bindparam("position"))
+            source = connection.execute(asked, {"position": failed.position}).one()
+            met = connection.execute(asked, {"position": failed.at}).one()
+        domain = self._handlers.domain
+        reason = f"`{failed.handler}` raised {failed.error}"
+        payload: Skipped | Parked = (
+            Skipped(position=failed.position, version=domain.version, reason=reason)
+            if is_skipped
+            else Parked(
+                version=domain.version,
+                parked_entity=source.entity,
+                position=failed.position,
+                at=failed.at,
+                handler=failed.handler,
+                error=failed.error,
+            )
+        )
+        decision = Decision(failed.at, payload, said_at(tuple(met), domain.name, payload))
+        return self.step(1, until=failed.at, decision=decision)
+
+    def _step(
+        self, size: int, until: int | None, decision: Decision | None, *, eager: bool
+    ) -> Step:
         self._is_whole = False
         with ExitStack() as stack:
             transaction = Transaction(self._database, stack)
@@ -141,20 +193,29 @@ class Batches:
                 self._is_whole = True
                 return Step(cursor.position, cursor.position, head, 0, 0)
             faults.point("batch.after_read")
-            moved = replace(cursor, position=ceiling)
-            transaction.move = partial(advance, cursor, ceiling)
-            derived = self._run(batch, cursor)
+            standing = self._standing
+            if decision is not None and decision.at == cursor.position + 1:
+                standing = standing.knowing(decision)
+            stretch = standing.stretch(batch, ceiling)
+            moved = replace(cursor, position=stretch.ceiling)
+            transaction.move = partial(advance, cursor, stretch.ceiling)
+            said = project(
+                self._handlers, self._rows, standing, stretch, derives_from=cursor.derives_from
+            )
             connection = transaction(True)  # noqa: FBT003 - to write
-            faults.point("batch.before_flush")
-            flush(self._rows, connection, batch)
+            if stretch.change is not None:
+                standing = standing.after(stretch.change)
+                said += self._keep(connection, stretch.change)
+            if decision is not None and decision.at == stretch.ceiling:
+                said.append(decision.said)
             faults.point("batch.before_append")
-            self._sequencer.drop(connection, derived)
+            self._sequencer.drop(connection, said)
             faults.point("batch.before_commit")
         faults.point("batch.after_commit")
-        self._last, self._is_whole = moved, True
+        self._last, self._standing, self._is_whole = moved, standing, True
         self._stored_at = monotonic()
         self._rows.cool()
-        return Step(cursor.position, ceiling, head, len(batch), len(derived))
+        return Step(cursor.position, stretch.ceiling, head, len(batch), len(said))
 
     def _look(self, connection: Connection) -> tuple[Cursor, int]:
         now = self._database.now(connection)
@@ -163,11 +224,17 @@ class Batches:
         cursor = usable(self._handlers, seen)
         if cursor != self._last:
             self._forget()
+            self._standing = read_standing(connection, self._handlers, cursor)
         return cursor, seen.head
 
-    def _run(self, batch: Sequence[RecordedRow], cursor: Cursor) -> list[Attestation]:
-        self._handlers.read_ahead(self._rows, batch)
-        return self._handlers.run(batch, self._rows, derives_from=cursor.derives_from)
+    def _keep(self, connection: Connection, change: Change) -> list[Attestation]:
+        """Keep who waits, and return what is to be said where an entity was worked off."""
+        domain = self._handlers.domain
+        keep_change(connection, domain.name, domain.version, change)
+        if change.parked is not None:
+            return []
+        done = Unparked(version=domain.version, parked_entity=change.entity, at=change.row[0])
+        return [said_at(change.row, domain.name, done)]
 
     def _forget(self) -> None:
         self._rows.forget()
@@ -204,15 +271,78 @@ def usable(handlers: Handlers, seen: Look) -> Cursor:
             f"the tables of `{domain.name}` are of version {cursor.version}, newer than this "
             f"code ({domain.version}): another host goes on with them. Upgrade this one"
         )
+    if cursor.pause is not None:
+        raise ProjectorPaused(domain.name, str(cursor.pause))
     if seen.holder is not None:
         raise LeaseLost(f"`{domain.name}` is held by {seen.holder}")
     return cursor
 
 
+def read_standing(connection: Connection, handlers: Handlers, cursor: Cursor) -> Standing:
+    """Return who waits at a cursor, and what was decided about what lies behind it."""
+    return Standing(
+        cursor.domain,
+        handlers.contexts,
+        read_ledger(connection, cursor.domain, cursor.version),
+        read_waiting(connection, cursor.domain, cursor.version),
+    )
+
+
+def project(
+    handlers: Handlers,
+    rows: RowMap,
+    standing: Standing,
+    stretch: Stretch,
+    *,
+    derives_from: int | None,
+) -> list[Attestation]:
+    """Run the handlers over a stretch, write its rows, and return what was derived.
+
+    Who is worked off goes one at a time, for of that alone is it known where it fails. Raises
+    `HandlerFailed`.
+    """
+    if stretch.change is None:
+        return _project(handlers, rows, stretch.rows, derives_from)
+    derived: list[Attestation] = []
+    try:
+        for row in _worked_off(rows.connect(False), standing, stretch.change):  # noqa: FBT003
+            derived += _project(handlers, rows, [row], derives_from)
+    except HandlerFailed as failed:
+        failed.at = stretch.ceiling
+        raise
+    return derived
+
+
+def _project(
+    handlers: Handlers, rows: RowMap, batch: Sequence[RecordedRow], derives_from: int | None
+) -> list[Attestation]:
+    handlers.read_ahead(rows, batch)
+    derived = handlers.run(batch, rows, derives_from=derives_from)
+    flush(rows, rows.connect(True), batch)  # noqa: FBT003 - to write
+    return derived
+
+
+def _worked_off(
+    connection: Connection, standing: Standing, change: Change
+) -> Sequence[RecordedRow]:
+    """Return what has waited about an entity and counts from here on, in order."""
+    if change.since is None:
+        return ()
+    said = attestations.c
+    asked = (
+        select(*COLUMNS)
+        .where(said.entity == change.entity)
+        .where(said.position >= change.since, said.position < change.until)
+        .order_by(said.position)
+    )
+    waited = [cast("RecordedRow", tuple(row)) for row in connection.execute(asked)]
+    return replace(standing, waiting={}).that_count(waited)
+
+
 def read_batch(
     connection: Connection, handlers: Handlers, after: int, until: int, size: int
 ) -> list[RecordedRow]:
-    """Return the next attestations the handlers are for, at most `size`, in order.
+    """Return the next attestations the handlers are for, and retries, at most `size`, in order.
 
     They are read in windows of positions, wider while little matches: asked for "the next 5 000"
     of a long log, a database may well sort all that is left of it.
@@ -221,7 +351,7 @@ def read_batch(
     window = size
     while handlers.contexts and after < until and len(found) < size:
         to = min(until, after + window)
-        asked = _asked(handlers.contexts).limit(size - len(found))
+        asked = _asked(handlers.contexts | {RETRIED}).limit(size - len(found))
         result = connection.execute(asked, {"after": after, "until": to})
         # The driver's own tuples: no column needs converting, and a Row costs more than it gives.
         found += cast("Any", result.cursor).fetchall()

@@ -10,13 +10,28 @@ check anything.
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
 
 from sqlalchemy import BigInteger, Connection, and_, func, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from qntx_es.attestation import instant, microseconds
 from qntx_es.errors import CursorWouldRegress, LeaseLost
 from qntx_es.projections.lease import lease_name
 from qntx_es.tables import attestations, cursors, leases
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Who told a projector to stand still, when, and why."""
+
+    by: str
+    at: datetime
+    reason: str | None
+
+    def __str__(self) -> str:
+        return f"paused by {self.by}" + (f": {self.reason}" if self.reason else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +49,7 @@ class Cursor:
     generation: int
     derives_from: int
     tables: tuple[str, ...]
+    pause: Pause | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +82,23 @@ def look(connection: Connection, domain: str, now: int) -> Look:
         generation=row.generation,
         derives_from=row.derives_from,
         tables=tuple(json.loads(row.tables)),
+        pause=pause_of(row),
     )
     return Look(row.head, cursor, row.holder)
+
+
+def pause_of(row: Any) -> Pause | None:  # noqa: ANN401 - a row of the cursors
+    """Return the pause that a cursor's row tells of."""
+    if row.paused_by is None:
+        return None
+    return Pause(row.paused_by, instant(row.paused_at), row.pause_reason)
+
+
+def look_and_hold(connection: Connection, domain: str, now: int) -> Look:
+    """Look, and keep the cursor where it is until this transaction ends."""
+    # On SQLite whoever writes is alone anyway.
+    connection.execute(select(cursors.c.domain).where(cursors.c.domain == domain).with_for_update())
+    return look(connection, domain, now)
 
 
 def declare(connection: Connection, cursor: Cursor) -> None:
@@ -100,6 +131,14 @@ def swap(cursor: Cursor, to: Cursor, connection: Connection) -> Cursor:
     return _change(cursor, replace(to, token=cursor.token + 1), connection)
 
 
+def fence(cursor: Cursor, connection: Connection, *, pause: Pause | None) -> Cursor:
+    """Pause the cursor, or let it go on, and undo the batch that is in hand anywhere.
+
+    Whoever looks next finds another token, and reads anew what was decided meanwhile.
+    """
+    return _change(cursor, replace(cursor, token=cursor.token + 1, pause=pause), connection)
+
+
 def _change(cursor: Cursor, to: Cursor, connection: Connection) -> Cursor:
     moved = connection.execute(
         update(cursors)
@@ -111,6 +150,9 @@ def _change(cursor: Cursor, to: Cursor, connection: Connection) -> Cursor:
             version=to.version,
             generation=to.generation,
             tables=_written(to.tables),
+            paused_by=to.pause and to.pause.by,
+            paused_at=to.pause and microseconds(to.pause.at),
+            pause_reason=to.pause and to.pause.reason,
         )
     )
     if moved.rowcount != 1:

@@ -7,16 +7,18 @@ the domain, has old code or comes in the middle of a rebuild.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from time import monotonic
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from qntx_es.database import Database, is_trouble
-from qntx_es.errors import LeaseLost, ProjectorOutdated
-from qntx_es.projections.batch import STORE_SECONDS, Step, flush, read_batch, usable
+from qntx_es.errors import LeaseLost, ProjectorOutdated, ProjectorPaused
+from qntx_es.projections.batch import STORE_SECONDS, Step, project, read_batch, usable
 from qntx_es.projections.cursor import Cursor, advance, look
 from qntx_es.projections.handlers import Handlers
+from qntx_es.projections.ledger import Ledger, Standing, read_ledger
 from qntx_es.projections.recovery import HandlerFailed, InHand, record_failure
 from qntx_es.projections.rows import RowMap
 from qntx_es.sequencer import Sequencer
@@ -36,6 +38,7 @@ class InlineBatches:
         self._handlers = handlers
         self._rows = rows
         self._degraded_at: int | None = None
+        self._standing = (0, Standing(handlers.domain.name, handlers.contexts))
         self._stored_at = 0.0
 
     @property
@@ -44,7 +47,10 @@ class InlineBatches:
         return self._handlers.contexts
 
     def step(self, size: int, *, until: int | None = None, eager: bool = True) -> Step:
-        """Catch up by one batch. Raises `HandlerFailed`, `ProjectorOutdated`, `LeaseLost`."""
+        """Catch up by one batch.
+
+        Raises `HandlerFailed`, `ProjectorOutdated`, `ProjectorPaused`, `LeaseLost`.
+        """
         if not eager and monotonic() - self._stored_at < STORE_SECONDS:
             # The lock would make appenders wait, and the pass has projected what there was.
             with self._database.read() as connection:
@@ -61,7 +67,7 @@ class InlineBatches:
         try:
             if self._look(connection)[0].position != self._degraded_at:
                 self._project(connection, INLINE_MAX, None)
-        except (LeaseLost, ProjectorOutdated):
+        except (LeaseLost, ProjectorOutdated, ProjectorPaused):
             savepoint.rollback()
         except HandlerFailed as failed:
             savepoint.rollback()
@@ -85,10 +91,19 @@ class InlineBatches:
             ceiling = batch[-1][0]
         if ceiling > cursor.position:
             advance(cursor, ceiling, connection)
-            self._handlers.read_ahead(self._rows, batch)
-            self._handlers.run(batch, self._rows, derives_from=None)
-            flush(self._rows, connection, batch)
+            standing = self._standing_under(connection, cursor)
+            stretch = standing.stretch(batch, ceiling)
+            project(self._handlers, self._rows, standing, stretch, derives_from=None)
         return Step(cursor.position, ceiling, head, len(batch), 0)
+
+    def _standing_under(self, connection: Connection, cursor: Cursor) -> Standing:
+        """Return what is left out: nobody is parked inline, and who skips changes the token."""
+        token, standing = self._standing
+        if token != cursor.token:
+            left_out = read_ledger(connection, cursor.domain, cursor.version).left_out
+            standing = replace(standing, ledger=Ledger(left_out=left_out))
+            self._standing = (cursor.token, standing)
+        return standing
 
     def _look(self, connection: Connection) -> tuple[Cursor, int]:
         now = self._database.now(connection)

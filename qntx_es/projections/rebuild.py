@@ -9,12 +9,17 @@
     swapped      renames and cursor in one transaction, compared with where live stood
     old dropped  the tables that were live are gone
 
+It reads the ledger first: an entity is parked where this version parked it, and worked off where
+it was retried; what was skipped is left out. So the rows are those of live, whatever that went
+through. A new version parks nothing of the old one's: it derives what that one never did for those
+who waited, and says it with the swap.
+
 The live tables are never touched before the swap, so a crash or a cancellation anywhere leaves them
 as they were, and the remedy is to run it again.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Event
@@ -38,15 +43,31 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from qntx_es import faults
+from qntx_es.attestation import Attestation, RecordedRow
 from qntx_es.database import Database
 from qntx_es.domain import Domain
-from qntx_es.errors import LeaseLost, LogBusy, ProjectorOutdated, RebuildLost, SwapBusy
+from qntx_es.errors import (
+    LeaseLost,
+    LedgerChanged,
+    LogBusy,
+    ProjectorOutdated,
+    RebuildLost,
+    SwapBusy,
+)
 from qntx_es.projections import generations
-from qntx_es.projections.batch import flush, read_batch
+from qntx_es.projections.batch import project, read_batch
 from qntx_es.projections.cursor import Cursor, look, swap
 from qntx_es.projections.digest import Digest, digest
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.lease import give_back, lease_name, take_lease
+from qntx_es.projections.ledger import (
+    ParkedEntity,
+    Standing,
+    Stretch,
+    keep_waiting,
+    read_ledger,
+    read_waiting,
+)
 from qntx_es.projections.recovery import HandlerFailed
 from qntx_es.projections.rows import RowMap
 from qntx_es.projections.shape import Shape
@@ -139,6 +160,9 @@ class Rebuild:
         self._sequencer = sequencer
         self._domain = domain
         self._handlers = Handlers(domain)
+        self._standing = Standing(domain.name, self._handlers.contexts)
+        self._owed: Mapping[str, ParkedEntity] = {}
+        self._derived: list[tuple[RecordedRow, Attestation]] = []
         self._report = progress or (lambda _: None)
         self._stopping = stopping or Event()
         self._holder = f"rebuild:{uuid4()}"
@@ -152,7 +176,8 @@ class Rebuild:
         """Rebuild and swap.
 
         Raises `HandlerFailed` where a handler does, `RebuildLost` where another rebuild of the
-        domain began, `SwapBusy` where readers let the swap not through. All leave live as it was.
+        domain began, `LedgerChanged` where a skip came too late for it, `SwapBusy` where readers
+        let the swap not through. All leave live as it was.
         """
         self._plan()
         try:
@@ -219,16 +244,32 @@ class Rebuild:
                 target = self._live(connection).position if to is None else to
             if self._position >= target:
                 return target
+            self._read_ledger()
             self._fill_cut(state, target)
             faults.point("rebuild.in_fill")
             self._rows.cool()
             self._tell(state, target)
 
+    def _read_ledger(self) -> None:
+        """Know all that was decided by the batches that brought live to where it is."""
+        self._sequencer.run_pass()
+        with self._database.read() as connection:
+            ledger = read_ledger(connection, self._domain.name, self._domain.version)
+            self._owed = self._read_owed(connection)
+        self._standing = replace(self._standing, ledger=ledger)
+
+    def _read_owed(self, connection: Connection) -> Mapping[str, ParkedEntity]:
+        """Return who waits in the version that is replaced, which will not derive any more."""
+        live = self._live(connection)
+        if live.version == self._domain.version:
+            return {}
+        return read_waiting(connection, live.domain, live.version)
+
     def _fill_cut(self, state: str, target: int) -> None:
         """Fill one batch; what fails in bulk may be right one at a time, as it is live."""
         try:
             with self._database.write() as connection:
-                reached = self._fill_batch(connection, state, target)
+                reached, standing, derived = self._fill_batch(connection, state, target)
         except HandlerFailed:
             self._rows.forget()
             if self._size == 1:
@@ -238,19 +279,30 @@ class Rebuild:
         except BaseException:
             self._rows.forget()
             raise
-        self._position = reached
+        self._position, self._standing = reached, standing
+        self._derived += derived
         self._size = min(BATCH, self._size * 2)
 
-    def _fill_batch(self, connection: Connection, state: str, target: int) -> int:
+    def _fill_batch(
+        self, connection: Connection, state: str, target: int
+    ) -> tuple[int, Standing, list[tuple[RecordedRow, Attestation]]]:
         self._rows.connect = lambda _: connection
         self._mark(connection, state, self._position, target)
         batch = read_batch(connection, self._handlers, self._position, target, self._size)
-        reached = batch[-1][0] if len(batch) == self._size else target
-        self._handlers.read_ahead(self._rows, batch)
-        self._handlers.run(batch, self._rows, derives_from=None)
-        flush(self._rows, connection, batch)
-        self._mark(connection, state, reached, target)
-        return reached
+        ceiling = batch[-1][0] if len(batch) == self._size else target
+        standing = self._standing
+        stretch = standing.stretch(batch, ceiling)
+        owed = next((n for n, row in enumerate(stretch.rows) if _is_owed(row, self._owed)), None)
+        if owed:
+            stretch = Stretch(stretch.rows[owed][0] - 1, stretch.rows[:owed])
+        elif owed == 0:
+            stretch = Stretch(stretch.rows[0][0], stretch.rows[:1])
+        derives_from = self._live(connection).derives_from if owed == 0 else None
+        said = project(self._handlers, self._rows, standing, stretch, derives_from=derives_from)
+        self._mark(connection, state, stretch.ceiling, target)
+        if stretch.change is not None:
+            standing = standing.after(stretch.change)
+        return stretch.ceiling, standing, [(stretch.rows[0], one) for one in said]
 
     def _mark(self, connection: Connection, state: str, position: int, target: int) -> None:
         ours = connection.execute(
@@ -339,12 +391,26 @@ class Rebuild:
                 tables=tuple(sorted(self._domain.tables)),
             )
             swapped = swap(live, to, connection)
+            owed = read_waiting(connection, live.domain, live.version)
+            said = [one for row, one in self._derived if _is_owed(row, owed)]
+            self._check_ledger(connection)
+            self._sequencer.drop(connection, said)
+            waiting = self._standing.waiting.values()
+            keep_waiting(connection, to.domain, to.version, waiting)
             generations.lock_tables(connection, live.tables)
             self._mark(connection, "swapped", self._position, live.position)
             generations.rename(connection, live, self._fresh, self._generation)
             faults.point("rebuild.before_commit")
         faults.point("rebuild.after_commit")
+        self._sequencer.look_again()
         return live, swapped
+
+    def _check_ledger(self, connection: Connection) -> None:
+        """Raise `LedgerChanged` where a skip was said, or withdrawn, of what is filled already."""
+        ledger = read_ledger(connection, self._domain.name, self._domain.version)
+        changed = ledger.left_out ^ self._standing.ledger.left_out
+        if any(position <= self._position for position in changed):
+            raise LedgerChanged
 
     def _wait_for_old_snapshots(self) -> None:
         """Let every reader end whose snapshot is older than the last fill.
@@ -398,3 +464,9 @@ class Rebuild:
 
     def _tell(self, state: str, target: int) -> None:
         self._report(RebuildProgress(state, self._position, target, monotonic() - self._started))
+
+
+def _is_owed(row: RecordedRow, owed: Mapping[str, ParkedEntity]) -> bool:
+    """Tell whether an attestation waits, so that nothing was derived from it."""
+    waits = owed.get(row[4])
+    return waits is not None and row[0] >= waits.position

@@ -3,24 +3,31 @@
 The one file that may catch everything, because a handler is somebody else's code and its failure
 is a state of the projector, not an accident of ours. What is the database's trouble passes through:
 that is waited out, and never held against an attestation.
+
+What a domain may choose is for failures of its handlers. What cannot be read is never skipped: no
+handler has seen it. What newer code wrote is neither skipped nor parked: a newer host goes on.
 """
 
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 
 from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
 from qntx_es.database import is_trouble
+from qntx_es.domain import OnFailure
 from qntx_es.errors import (
     DatabaseMissing,
     DatabaseUnavailable,
+    InvalidPayload,
     LeaseLost,
     LogBusy,
     QntxError,
+    SchemaVersionTooNew,
     StorageFull,
 )
 from qntx_es.tables import failures
@@ -37,6 +44,21 @@ OF_THE_DATABASE = (
 TEXT_MAX = 8_192
 
 
+class Kind(StrEnum):
+    """Whose failure it is: the handler's, the payload's, or of code that is too old."""
+
+    HANDLER = "handler"
+    DECODE = "decode"
+    NEWER_SCHEMA = "newer schema"
+
+    @classmethod
+    def of(cls, error: BaseException) -> "Kind":
+        """Return which kind of failure an error is."""
+        if isinstance(error, SchemaVersionTooNew):
+            return cls.NEWER_SCHEMA
+        return cls.DECODE if isinstance(error, InvalidPayload) else cls.HANDLER
+
+
 @dataclass(slots=True)
 class InHand:
     """The attestation and the handler a projector is at."""
@@ -46,10 +68,14 @@ class InHand:
 
 
 class HandlerFailed(QntxError):
-    """A handler raised; the batch is undone."""
+    """A handler raised; the batch is undone.
+
+    `at` is where the projector was: at the attestation itself, or at a retry that works it off.
+    """
 
     def __init__(self, in_hand: InHand, error: BaseException) -> None:
-        self.position = in_hand.position
+        self.kind = Kind.of(error)
+        self.position = self.at = in_hand.position
         self.handler = in_hand.handler
         self.error = _storable("".join(traceback.format_exception_only(error)).strip())
         self.traceback = _storable("".join(traceback.format_exception(error, chain=False)))
@@ -69,6 +95,15 @@ def blamed(in_hand: InHand) -> Iterator[None]:
         raise HandlerFailed(in_hand, error) from error
     except (Exception, SystemExit) as error:
         raise HandlerFailed(in_hand, error) from error
+
+
+def choice_of(on_failure: OnFailure, failed: HandlerFailed) -> OnFailure:
+    """Return what becomes of a failure in a domain that has chosen `on_failure`."""
+    if failed.at != failed.position:
+        return "park"  # where it is, while the projector goes on
+    if failed.kind is Kind.NEWER_SCHEMA or (failed.kind is Kind.DECODE and on_failure == "skip"):
+        return "stop"
+    return on_failure
 
 
 def record_failure(

@@ -1,8 +1,9 @@
 """Moves one projector: batch after batch, as large as time allows, cut where a handler fails.
 
 A failing attestation is found by cutting: what stands before it is committed, then it is tried
-alone, three times. If it still fails the projector stops there, with the rows of the one before,
-and says why. Its cursor never jumps.
+alone, three times. If it still fails, what the domain has chosen comes to pass in a batch of its
+own: its entity is parked, it is skipped, or the projector stops there, with the rows of the one
+before, and says why. Who has stopped tries again in another process, or when it is told to.
 """
 
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ from typing import Protocol
 from qntx_es.database import Database
 from qntx_es.domain import Domain
 from qntx_es.errors import LeaseLost, ProjectorStopped
-from qntx_es.projections.batch import Step
-from qntx_es.projections.cursor import look
-from qntx_es.projections.recovery import ATTEMPTS, HandlerFailed, record_failure
+from qntx_es.projections.batch import Batches, Step
+from qntx_es.projections.cursor import Cursor, Look, look
+from qntx_es.projections.ledger import PARKED_MAX, read_waiting
+from qntx_es.projections.recovery import ATTEMPTS, HandlerFailed, choice_of, record_failure
 
 SIZE_FIRST = 200
 SIZE_MAX = 5_000
@@ -45,10 +47,16 @@ class Runner:
     size: int = SIZE_FIRST
     # A host may catch up in one thread while another runs: the map of rows is one thread's.
     _alone: Lock = field(default_factory=Lock)
+    _stopped_at: Cursor | None = None
 
     def advance(self, *, seconds: float = LIVE_SECONDS, eager: bool = False) -> Step:
-        """Run one batch of about so many seconds. Raises `ProjectorStopped`, `LeaseLost`."""
+        """Run one batch of about so many seconds. Raises `ProjectorStopped`, `LeaseLost`.
+
+        Where it has stopped nothing is done until somebody moves the cursor, or gives it a token.
+        """
         with self._alone:
+            if self._stopped_at is not None and (stands := self._look_again()) is not None:
+                return stands
             started = monotonic()
             try:
                 step = self.batches.step(self.size, eager=eager)
@@ -58,7 +66,8 @@ class Runner:
             return step
 
     def catch_up(self) -> Step:
-        """Run batches until the head as it is now is reached."""
+        """Run batches until the head as it is now is reached, trying anew where it has stopped."""
+        self._stopped_at = None
         deadline = monotonic() + STAND_BY_SECONDS
         while True:
             try:
@@ -82,27 +91,60 @@ class Runner:
         # From here it grows again: what failed in bulk may be right one at a time.
         self.size = max(1, self.size // 2)
         try:
-            step = self.batches.step(self.size, until=failed.position - 1)
+            step = self.batches.step(self.size, until=failed.at - 1)
         except HandlerFailed as before:
             return self._find(before)
-        if step.position < failed.position - 1:
+        if step.position < failed.at - 1:
             return step
         self.size = 1
+        # Before it is tried: whoever decides something meanwhile gives it another token.
+        self._stopped_at = self._look().cursor
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return self.batches.step(1, until=failed.position)
+                return self.batches.step(1, until=failed.at)
             except HandlerFailed as again:
                 failed = again
             if attempt < ATTEMPTS:
                 self.stopping.wait(RETRY_SECONDS * 2**attempt)
-        self._stop(failed)
-        raise ProjectorStopped(
-            self.domain.name, position=failed.position, handler=failed.handler, error=failed.error
-        ) from failed
+        return self._settle(failed)
 
-    def _stop(self, failed: HandlerFailed) -> None:
-        with self.database.write() as connection:
-            now = self.database.now(connection)
-            cursor = look(connection, self.domain.name, now).cursor
-            if cursor is not None:
-                record_failure(connection, self.domain.name, cursor.position, failed, now)
+    def _settle(self, failed: HandlerFailed) -> Step:
+        choice = choice_of(self.domain.on_failure, failed)
+        if choice == "stop" or not isinstance(self.batches, Batches):
+            raise self._stop(failed, failed.error) from failed
+        if choice == "park" and failed.at == failed.position and self._is_full():
+            crowd = f"{failed.error}; {PARKED_MAX} entities are parked, and it parks no more"
+            raise self._stop(failed, crowd) from failed
+        try:
+            return self.batches.settle(failed, is_skipped=choice == "skip")
+        except HandlerFailed as earlier:
+            # What waited before it fails by now as well; each time less is worked off.
+            return self._settle(earlier)
+
+    def _is_full(self) -> bool:
+        with self.database.read() as connection:
+            waiting = read_waiting(connection, self.domain.name, self.domain.version)
+        return len(waiting) >= PARKED_MAX
+
+    def _stop(self, failed: HandlerFailed, error: str) -> ProjectorStopped:
+        if self._stopped_at is not None:
+            with self.database.write() as connection:
+                now = self.database.now(connection)
+                at = self._stopped_at.position
+                record_failure(connection, self.domain.name, at, failed, now)
+        return ProjectorStopped(
+            self.domain.name, position=failed.position, handler=failed.handler, error=error
+        )
+
+    def _look_again(self) -> Step | None:
+        """Return that nothing is to be done, or None where something was done about the failure."""
+        seen = self._look()
+        cursor = seen.cursor
+        if cursor is None or cursor != self._stopped_at:
+            self._stopped_at = None
+            return None
+        return Step(cursor.position, cursor.position, seen.head, 0, 0)
+
+    def _look(self) -> Look:
+        with self.database.read() as connection:
+            return look(connection, self.domain.name, self.database.now(connection))

@@ -14,7 +14,8 @@ from sqlalchemy import Connection, and_, func, select
 
 from qntx_es.attestation import instant
 from qntx_es.domain import Domain
-from qntx_es.tables import attestations, cursors, failures, rebuilds
+from qntx_es.projections.cursor import Pause, pause_of
+from qntx_es.tables import attestations, cursors, failures, parked, rebuilds
 
 REBUILD_MICROSECONDS = 60_000_000
 
@@ -34,7 +35,8 @@ class Failure:
 class ProjectorStatus:
     """One projector: `lag` is head less position, `lag_seconds` the age of the first unread.
 
-    `state` is live, inline, stopped, degraded, outdated, retired or rebuilding.
+    `state` is live, inline, paused, stopped, degraded, outdated, retired or rebuilding, and
+    `parked` counts the entities that wait.
     """
 
     name: str
@@ -45,6 +47,8 @@ class ProjectorStatus:
     lag: int
     lag_seconds: float
     generation: int
+    parked: int
+    pause: Pause | None
     failure: Failure | None
     rebuild: str | None
 
@@ -60,6 +64,11 @@ def statuses(
         .where(unread.c.position == cursors.c.position + 1)
         .scalar_subquery()
     )
+    waiting = (
+        select(func.count())
+        .where(parked.c.domain == cursors.c.domain, parked.c.version == cursors.c.version)
+        .scalar_subquery()
+    )
     stopped = and_(failures.c.domain == cursors.c.domain, failures.c.cursor == cursors.c.position)
     # One that has not looked for so long was killed; its tables go with the next.
     looked = rebuilds.c.looked_at > now - REBUILD_MICROSECONDS
@@ -70,8 +79,10 @@ def statuses(
             cursors.c.version,
             cursors.c.position.label("at"),
             cursors.c.generation,
+            *(cursors.c[name] for name in ("paused_by", "paused_at", "pause_reason")),
             head.label("head"),
             first_unread.label("first_unread"),
+            waiting.label("parked"),
             failures.c.position.label("failed"),
             *(failures.c[name] for name in ("handler", "error", "traceback", "failed_at")),
             rebuilds.c.state.label("rebuild"),
@@ -106,6 +117,8 @@ def _status(
         lag=row.head - row.at,
         lag_seconds=0.0 if since is None else max(0, now - since) / 1_000_000,
         generation=row.generation,
+        parked=row.parked,
+        pause=pause_of(row),
         failure=failure,
         rebuild=None if row.rebuild is None else f"{row.rebuild}, {row.filled} of {row.target}",
     )
@@ -119,6 +132,8 @@ def _state(
     is_inline = domain is not None and domain.inline
     if row.rebuild is not None:
         return "rebuilding"
+    if row.paused_by is not None:
+        return "paused"
     if domain is not None and domain.version != row.version:
         return "outdated" if domain.version > row.version else "retired"
     if failure is not None:

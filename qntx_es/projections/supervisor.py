@@ -11,13 +11,22 @@ from threading import Condition, Event, Thread
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from qntx_es.errors import LeaseLost, ProjectorOutdated, ProjectorStopped, QntxError
+from qntx_es.errors import (
+    LeaseLost,
+    ProjectorOutdated,
+    ProjectorPaused,
+    ProjectorStopped,
+    QntxError,
+)
 from qntx_es.projections.batch import Step
 from qntx_es.projections.runner import Runner
 
 LOOK_SECONDS_FIRST = 0.01
 LOOK_SECONDS_MAX = 1.0
 TROUBLE_SECONDS_MAX = 10.0
+
+# What becomes of a projector that is to stand still: nothing, and it looks again as ever.
+NO_STEP = Step(0, 0, 0, 0, 0)
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +81,8 @@ class Supervisor:
     def _advance(self, runner: Runner) -> Step | None:
         try:
             return runner.advance()
+        except ProjectorPaused:
+            return NO_STEP
         except LeaseLost:
             return None
         except (ProjectorStopped, ProjectorOutdated) as error:

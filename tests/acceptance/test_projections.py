@@ -24,6 +24,8 @@ KEYS = [
     "lag",
     "lag_seconds",
     "generation",
+    "parked",
+    "pause",
     "failure",
     "rebuild",
 ]
@@ -92,7 +94,7 @@ def test_what_stands_still_is_seen_though_its_domain_is_broken(
     assert listed.returncode == as_json.returncode == status.returncode == 3
     assert "shop stopped: qntx-es projections status shop" in listed.stdout
     stopped = json.loads(as_json.stdout)
-    assert list(stopped) == KEYS
+    assert list(stopped) == [*KEYS, "parked_entities"]
     assert (stopped["state"], stopped["position"]) == ("stopped", 0)
     assert stopped["failure"].items() >= {"position": 1, "handler": "count"}.items()
     assert "`count` failed at position 1: ValueError: [red]less\\x1b[31m" in status.stdout

@@ -5,6 +5,7 @@ from contextlib import closing, suppress
 from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from qntx_es import (
     faults,
 )
 from qntx_es.digests import EMPTY
+from qntx_es.domain import OnFailure
 from qntx_es.tables import cursors, inbox
 
 SECOND = 1_000_000_000
@@ -33,6 +35,8 @@ SIZE = 4
 # On SQLite positions are given with the append, so there is no pass to crash in.
 PASS_ONLY = {"pass.after_lock", "pass.before_commit", "pass.after_commit"}
 PASSED_BY_CATCH_UP = [point for point in faults.POINTS if point.startswith(("pass.", "batch."))]
+PASSED_BY_BATCHES = [point for point in faults.POINTS if point.startswith("batch.")]
+DECISIONS = [("park", "qntx.parked", 1), ("skip", "qntx.skipped", 4)]
 PASSED_BY_APPEND = [point for point in faults.POINTS if point.startswith(("append.", "pass."))]
 PASSED_BY_IMPORT = [point for point in faults.POINTS if point.startswith("import.")]
 PASSED_BY_REBUILD = [point for point in faults.POINTS if point.startswith("rebuild.")]
@@ -217,6 +221,83 @@ def test_a_catch_up_that_crashes_is_continued(url: str, undisturbed: Host) -> No
             assert said(fresh) == said(undisturbed), turn
             assert_in_order(fresh)
             fresh.close()
+
+
+@pytest.mark.parametrize(("on_failure", "context", "count"), DECISIONS)
+def test_a_decision_that_crashes_is_taken_once(
+    url: str, on_failure: OnFailure, context: str, count: int
+) -> None:
+    """A crash around the batch that parks or skips leaves each decision once, and rows that fit."""
+    start = 0
+    for point in PASSED_BY_BATCHES:
+        for nth in (1, 2):
+            host = failing_host(url, on_failure, {"account 1"})
+            host.append(moves(f"{point} {nth}"))
+            with faults.planned(crash_at(point, nth)), suppress(Crash):
+                host.catch_up()
+            host.close()
+
+            host = failing_host(url, on_failure, {"account 1"})
+            host.catch_up()
+            said = [one for one in host.ax(contexts=context) if one.position > start]
+            assert len(said) == count, (point, nth)
+            if on_failure == "park":
+                host.close()
+                host = failing_host(url, on_failure, set())
+                host.retry("careful")
+                host.catch_up()
+            assert_in_order(host)
+            start = host.log.head()
+            host.close()
+    with closing(failing_host(url, on_failure, set())) as host:
+        assert host.rebuild("careful").is_same
+
+
+def test_a_retry_that_crashes_is_met_again(url: str) -> None:
+    """A crash around the batch that works an entity off leaves it parked, or worked off once."""
+    for count, point in enumerate(PASSED_BY_BATCHES, 1):
+        host = failing_host(url, "park", {"account 1"})
+        host.append(moves(point))
+        host.catch_up()
+        host.close()
+        host = failing_host(url, "park", set())
+        with faults.planned(crash_at(point, 1)), suppress(Crash):
+            host.retry("careful")
+        host.close()
+
+        host = failing_host(url, "park", set())
+        host.catch_up()
+
+        (table,) = host.domain("careful").tables.values()
+        with host.database.read() as connection:
+            assert set(connection.execute(select(table.c.moves)).scalars()) == {4 * count}, point
+        assert len(host.ax(contexts="qntx.unparked")) == count, point
+        assert host.parked("careful") == []
+        assert_in_order(host)
+        host.close()
+
+
+def failing_host(url: str, on_failure: OnFailure, failing: set[str]) -> Host:
+    """Open a host with a domain that fails about these entities, and tries again at once."""
+    careful = Domain("careful", on_failure=on_failure)
+    table = careful.table(
+        "accounts",
+        Column("entity", String, primary_key=True),
+        Column("moves", Integer, nullable=False, default=0),
+    )
+
+    @careful.project(Moved)
+    def move(moved: Recorded[Moved], rows: Rows) -> None:
+        if moved.entity in failing:
+            raise LookupError
+        rows.add(table, moved.entity, moves=1)
+
+    host = Host(url, [careful])
+    host.upgrade()
+    runner = host._runners["careful"]  # noqa: SLF001 - a host chooses its sizes by time
+    runner.size, runner.stopping = SIZE, Event()
+    runner.stopping.set()
+    return host
 
 
 def test_an_append_that_crashes_is_all_or_nothing(url: str, undisturbed: Host) -> None:
