@@ -44,6 +44,7 @@ from qntx_es.errors import (
     InvalidAttestation,
     InvalidCondition,
     InvalidDerivation,
+    InvalidExpectation,
     InvalidId,
     InvalidPayload,
     InvalidRow,
@@ -62,7 +63,9 @@ from qntx_es.errors import (
     ProjectorStopped,
     PulseBehind,
     QntxError,
+    RebuildDiffers,
     RebuildLost,
+    RebuildRunning,
     SchemaOutdated,
     SchemaTooNew,
     SchemaVersionTooNew,
@@ -92,9 +95,20 @@ from qntx_es.jobs import (
 from qntx_es.log import (
     Log,
 )
-from qntx_es.projections.rebuild import (
+from qntx_es.projections.certificate import (
+    Certificate,
+)
+from qntx_es.projections.comparison import (
+    Comparison,
+)
+from qntx_es.projections.fresh import (
     RebuildProgress,
+)
+from qntx_es.projections.rebuild import (
     Rebuilt,
+)
+from qntx_es.projections.verify import (
+    Verified,
 )
 from qntx_es.rows import (
     ReadRows,
@@ -122,6 +136,8 @@ __all__ = [
     "AxTimeout",
     "AxTooComplex",
     "Backoff",
+    "Certificate",
+    "Comparison",
     "ConditionNeedsOwnTransaction",
     "ConflictingAttestation",
     "CorruptAttestation",
@@ -146,6 +162,7 @@ __all__ = [
     "InvalidCondition",
     "InvalidConfig",
     "InvalidDerivation",
+    "InvalidExpectation",
     "InvalidId",
     "InvalidPayload",
     "InvalidRow",
@@ -171,8 +188,10 @@ __all__ = [
     "PulseBehind",
     "QntxError",
     "ReadRows",
+    "RebuildDiffers",
     "RebuildLost",
     "RebuildProgress",
+    "RebuildRunning",
     "Rebuilt",
     "Receipt",
     "Recorded",
@@ -196,6 +215,7 @@ __all__ = [
     "UnknownHandler",
     "UnsupportedDatabase",
     "UpcastFailed",
+    "Verified",
     "WaitTimeout",
     "computed_id",
 ]

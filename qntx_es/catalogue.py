@@ -14,11 +14,14 @@ from sqlalchemy import Connection, func, select
 from qntx_es.attestation import Json, Payload, instant
 from qntx_es.domain import OPEN, Domain
 from qntx_es.inbox import AppendRefused
+from qntx_es.projections.certificate import ModelRebuilt, ModelVerified
 from qntx_es.tables import attestations
 from qntx_es.upcasting import Chain
 
 FRAMEWORK = "qntx"
-FRAMEWORK_CONTEXT = AppendRefused.context
+FRAMEWORK_PAYLOADS: dict[str, type[Payload]] = {
+    one.context: one for one in (AppendRefused, ModelRebuilt, ModelVerified)
+}
 ANYBODY = "any domain"
 
 
@@ -79,7 +82,7 @@ class Context:
 
 def catalogue(domains: Sequence[Domain], found: Mapping[str, Found]) -> list[Context]:
     """Return every context that `domains` know or that was found in the log, by name."""
-    names = {FRAMEWORK_CONTEXT, *found}
+    names = {*FRAMEWORK_PAYLOADS, *found}
     for domain in domains:
         names.update(domain.payloads)
         names.update(one for one in domain.emits or () if not set(one) & set("*?["))
@@ -140,15 +143,15 @@ def _context(name: str, domains: Sequence[Domain], found: Found | None) -> Conte
 
 def _chain(name: str, domains: Sequence[Domain]) -> Chain[Payload] | None:
     """Return the class that whoever states a context has for it, else what a reader has."""
-    if name == FRAMEWORK_CONTEXT:
-        return Chain(AppendRefused)
+    if name in FRAMEWORK_PAYLOADS:
+        return Chain(FRAMEWORK_PAYLOADS[name])
     knowing = [domain for domain in domains if name in domain.payloads]
     knowing.sort(key=lambda domain: not _declares(domain, name))
     return knowing[0].chain(knowing[0].payloads[name]) if knowing else None
 
 
 def _appended_by(name: str, domains: Sequence[Domain]) -> Iterable[str]:
-    if name == FRAMEWORK_CONTEXT:
+    if name in FRAMEWORK_PAYLOADS:
         return [FRAMEWORK]
     if name in OPEN:
         return [ANYBODY]

@@ -4,9 +4,7 @@ A typing error in a context would be a statement nobody ever reads, kept for goo
 no enabled domain knows is refused, unless its newness is meant.
 """
 
-import getpass
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +15,7 @@ from qntx_es.attestation import Attestation, Json, parse_payload
 from qntx_es.cli.flags import command
 from qntx_es.cli.output import shown
 from qntx_es.cli.session import Session
+from qntx_es.config import somebody
 from qntx_es.domain import OPEN, RESERVED
 from qntx_es.errors import InvalidPayload, did_you_mean
 from qntx_es.host import Host
@@ -84,7 +83,7 @@ def append(  # noqa: PLR0913 - one parameter an option
         said = Attestation(
             context=context,
             entity=entity,
-            actor=_somebody() if actor is None else actor,
+            actor=somebody() if actor is None else actor,
             payload=parsed,
             id=id,
             schema_version=schema_version or _newest_version(context, host),
@@ -146,11 +145,3 @@ def _refuse_unknown(context: str, host: Host) -> None:
 def _newest_version(context: str, host: Host) -> int:
     known = [one.payloads[context] for one in host.contexts.get(context, ())]
     return max((one.schema_version for one in known), default=1)
-
-
-def _somebody() -> str:
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):  # a user of a container, without a name
-        name = f"uid{os.getuid()}"
-    return f"{name}@{socket.gethostname()}"

@@ -5,16 +5,17 @@ tables cannot be seen so, and is said where it runs.
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from qntx_es.cli import proof
+from qntx_es.cli import proof, verify
 from qntx_es.cli.exits import DIFFERENCE, FAILURE, message_of
 from qntx_es.cli.flags import command, group
 from qntx_es.cli.output import Column, Output, Row, complain, grouped, shown
-from qntx_es.cli.session import Session, wanted_domain
-from qntx_es.errors import QntxError, UnknownDomain
+from qntx_es.cli.session import Session
+from qntx_es.errors import InvalidExpectation, QntxError, RebuildDiffers, UnknownDomain
 from qntx_es.host import Host
 from qntx_es.projections.status import Failure, ProjectorStatus
 
@@ -37,7 +38,6 @@ COLUMNS = (
     Column("generation", is_number=True, least_width=90),
     Column("remark", is_spare=True),
 )
-Names = Annotated[list[str] | None, typer.Argument(metavar="NAME", show_default=False)]
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +46,7 @@ def register(app: typer.Typer) -> None:
     command(commands, "list")(list_projections)
     command(commands, "status")(status)
     command(commands, "rebuild")(rebuild)
+    verify.register(commands)
 
 
 def list_projections(session: Session) -> None:
@@ -74,23 +75,34 @@ def status(
     _exit_if_any_failed([found])
 
 
-def rebuild(
+def rebuild(  # noqa: PLR0913 - one parameter an option
     session: Session,
-    names: Names = None,
+    names: verify.Names = None,
     *,
-    all_: Annotated[bool, typer.Option("--all", help="Every enabled domain, and pulse.")] = False,
+    all_: verify.All = False,
+    expect: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="same|TABLE.COLUMN",
+            help="What may change, and nothing else, or it is not swapped; repeatable.",
+        ),
+    ] = None,
+    certificate: verify.To = None,
+    actor: verify.As = None,
 ) -> None:
     """Build read models anew, compare, and swap.
 
     Fresh tables are filled beside the live ones while everything runs on. What they hold is
     compared with what the live ones held, and then they take their place.
     """
-    if bool(names) == all_:
-        raise typer.BadParameter("name projectors, or say --all", param_hint="NAME")
     with session.host() as host:
-        host.database.check()
-        wanted = [wanted_domain(host, name) for name in dict.fromkeys(names or ())]
-        found = {name: _rebuild(host, name, session.out) for name in wanted or host.domains}
+        wanted = verify.wanted_domains(host, names, all_=all_, certificate=certificate)
+        found = {
+            name: _rebuild(
+                host, name, session.out, expect=expect or (), actor=actor, certificate=certificate
+            )
+            for name in wanted
+        }
         is_any_missing = all_ and bool(host.failed)
     session.out.document([document for document, _ in found.values()])
     codes = {code for _, code in found.values()}
@@ -99,14 +111,29 @@ def rebuild(
     raise typer.Exit(max(codes))
 
 
-def _rebuild(host: Host, name: str, out: Output) -> tuple[dict[str, object], int]:
+def _rebuild(  # noqa: PLR0913 - one parameter an option
+    host: Host,
+    name: str,
+    out: Output,
+    *,
+    expect: Sequence[str],
+    actor: str | None,
+    certificate: Path | None,
+) -> tuple[dict[str, object], int]:
     """Rebuild one of several, and return its report and exit code: a fault stays where it is."""
     try:
-        found = proof.rebuild(host, name)
+        found = proof.rebuild(host, name, expect=expect, actor=actor)
+    except RebuildDiffers as refused:
+        proof.show_refused(refused, out)
+        return proof.document_of_refused(name, refused), DIFFERENCE
+    except InvalidExpectation:
+        raise
     except QntxError as error:
         complain(f"{name} was not rebuilt: {message_of(error)}")
         return {"name": name, "error": str(error)}, FAILURE
     proof.show(found, out)
+    if certificate is not None:
+        verify.write(found.rebuilt.certificate, certificate)
     return proof.document_of(found), DIFFERENCE if found.differs else 0
 
 

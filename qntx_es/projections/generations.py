@@ -5,7 +5,7 @@ number is never used twice, so what a crashed rebuild left behind is known by it
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from sqlalchemy import Connection, Table, func, inspect, select, text, update
@@ -129,6 +129,12 @@ def drop_replaced(connection: Connection, replaced: Cursor) -> None:
     """Drop the tables that a swap has put out of use."""
     for name in replaced.tables:
         connection.execute(text(f"DROP TABLE IF EXISTS {suffixed(name, replaced.generation)}"))
+
+
+def drop_fresh(connection: Connection, fresh: Mapping[str, Table]) -> None:
+    """Drop the tables of a generation that never became live."""
+    for table in fresh.values():
+        table.drop(connection, checkfirst=True)
 
 
 def drop_stale(connection: Connection, domain: str) -> None:
