@@ -26,6 +26,7 @@ from qntx_es.errors import (
     AxSyntaxError,
     AxTimeout,
     AxTooComplex,
+    BeyondHead,
     ConditionNeedsOwnTransaction,
     ConflictingAttestation,
     CorruptAttestation,
@@ -59,6 +60,7 @@ from qntx_es.errors import (
     NotYetCommitted,
     OtherDatabase,
     PositionPending,
+    PrefixRefused,
     ProjectorOutdated,
     ProjectorStopped,
     PulseBehind,
@@ -107,6 +109,9 @@ from qntx_es.projections.fresh import (
 from qntx_es.projections.rebuild import (
     Rebuilt,
 )
+from qntx_es.projections.travel import (
+    Travelled,
+)
 from qntx_es.projections.verify import (
     Verified,
 )
@@ -136,6 +141,7 @@ __all__ = [
     "AxTimeout",
     "AxTooComplex",
     "Backoff",
+    "BeyondHead",
     "Certificate",
     "Comparison",
     "ConditionNeedsOwnTransaction",
@@ -183,6 +189,7 @@ __all__ = [
     "OtherDatabase",
     "Payload",
     "PositionPending",
+    "PrefixRefused",
     "ProjectorOutdated",
     "ProjectorStopped",
     "PulseBehind",
@@ -210,6 +217,7 @@ __all__ = [
     "TooDeep",
     "TooLarge",
     "TooMany",
+    "Travelled",
     "UnknownContext",
     "UnknownDomain",
     "UnknownHandler",

@@ -320,6 +320,14 @@ class InvalidExpectation(QntxError):
     """What may change in a rebuild is `same` (nothing), or TABLE.COLUMN of the domain."""
 
 
+class PrefixRefused(QntxError):
+    """Tables under this prefix cannot be made, or are not there. Choose another one."""
+
+
+class BeyondHead(QntxError):
+    """The log does not reach so far, so nothing can be made of it up to there."""
+
+
 class SwapBusy(QntxError):
     """A long reader kept the tables from being swapped. Live tables are untouched: try again."""
 

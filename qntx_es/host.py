@@ -41,6 +41,7 @@ from qntx_es.jobs import JobRequested
 from qntx_es.log import Log
 from qntx_es.projections import generations
 from qntx_es.projections.batch import Batches
+from qntx_es.projections.comparison import Comparison
 from qntx_es.projections.fresh import RebuildProgress
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.inline import InlineBatches, InlineProjectors
@@ -50,6 +51,7 @@ from qntx_es.projections.runner import Runner
 from qntx_es.projections.shape import Shape
 from qntx_es.projections.status import ProjectorStatus, statuses
 from qntx_es.projections.supervisor import Supervisor
+from qntx_es.projections.travel import Travelled, diff, travel
 from qntx_es.projections.verify import FIRST, Verified, verify
 from qntx_es.pulse import Ticker, Worker, pulse
 from qntx_es.registry import Registry
@@ -255,18 +257,20 @@ class Host:
         certificate is attested by `actor`, else by who runs this process. Raises `UnknownDomain`,
         `InvalidExpectation`, and what `Rebuild.run` raises.
         """
-        domain = self.domain(name)
-        self.get_ready()
-        return Rebuild(
-            self.database,
-            self._sequencer,
-            self.log,
-            domain,
-            actor=actor or somebody(),
-            expect=expect,
-            progress=progress,
-            stopping=self._stopping,
-        ).run()
+        return self._rebuild(name, expect, actor, progress).run()
+
+    def rehearse(
+        self,
+        name: str,
+        *,
+        expect: Iterable[str] = (),
+        progress: Callable[[RebuildProgress], None] | None = None,
+    ) -> Comparison:
+        """Do all of a rebuild but the swap, and return what it would change.
+
+        Raises as `rebuild` does.
+        """
+        return self._rebuild(name, expect, None, progress).rehearse()
 
     def verify(
         self,
@@ -293,6 +297,32 @@ class Host:
             first=first,
             progress=progress,
         )
+
+    def travel(
+        self,
+        name: str,
+        *,
+        to: int | datetime,
+        into: str,
+        progress: Callable[[RebuildProgress], None] | None = None,
+    ) -> Travelled:
+        """Make tables `<into>_…` of what the log says up to a position, or up to a time.
+
+        Live is not touched, and the tables stay until somebody drops them. Raises `UnknownDomain`,
+        and what `travel` raises.
+        """
+        domain = self.domain(name)
+        self.get_ready()
+        return travel(self.database, domain, to=to, into=into, progress=progress)
+
+    def diff(self, name: str, prefix: str, *, first: int = FIRST) -> Comparison:
+        """Compare a domain's live rows with the tables that `travel` made under a prefix.
+
+        Raises `UnknownDomain`, `PrefixRefused`.
+        """
+        domain = self.domain(name)
+        self.get_ready()
+        return diff(self.database, domain, prefix, first=first)
 
     @contextmanager
     def running(self) -> Iterator["Host"]:
@@ -507,6 +537,26 @@ class Host:
             if stopped:
                 raise stopped[0]
             return
+
+    def _rebuild(
+        self,
+        name: str,
+        expect: Iterable[str],
+        actor: str | None,
+        progress: Callable[[RebuildProgress], None] | None,
+    ) -> Rebuild:
+        domain = self.domain(name)
+        self.get_ready()
+        return Rebuild(
+            self.database,
+            self._sequencer,
+            self.log,
+            domain,
+            actor=actor or somebody(),
+            expect=expect,
+            progress=progress,
+            stopping=self._stopping,
+        )
 
     def _worker(self) -> Worker:
         return Worker(self.log, self.domains.values(), self._services, self._stopping)

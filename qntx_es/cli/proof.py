@@ -4,22 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qntx_es.cli import differences
-from qntx_es.cli.output import Column, Output, Row, grouped
+from qntx_es.cli.output import Output, grouped
 from qntx_es.cli.progress import progress
-from qntx_es.cli.verify import tell_certificate
-from qntx_es.errors import RebuildDiffers
+from qntx_es.cli.verify import COLUMNS, row_of, tell_certificate
 from qntx_es.host import Host
-from qntx_es.projections.comparison import TableProof
+from qntx_es.projections.comparison import Comparison
 from qntx_es.projections.rebuild import Rebuilt
-
-COLUMNS = (
-    Column("table"),
-    Column("rows live", is_number=True),
-    Column("rows rebuilt", is_number=True),
-    Column("digest live", least_width=80),
-    Column("digest rebuilt", least_width=80),
-    Column("verdict", styles=differences.VERDICTS),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +46,20 @@ def rebuild(
     return Proof(rebuilt, before[name].version if name in before else rebuilt.version)
 
 
+def rehearse(host: Host, name: str, expect: Sequence[str]) -> Comparison:
+    """Do all of a rebuild but the swap, showing how far it is. Raises as `Host.rehearse` does."""
+    with progress() as report:
+        return host.rehearse(
+            name,
+            expect=expect,
+            progress=lambda at: report(name, at.done, at.total, at.state),
+        )
+
+
 def show(proof: Proof, out: Output) -> None:
     """Print what was compared, and what it means."""
     rebuilt = proof.rebuilt
-    out.table(COLUMNS, [_row(table, out) for table in rebuilt.tables])
+    out.table(COLUMNS, [row_of(table, out) for table in rebuilt.tables])
     differences.show(rebuilt.tables, rebuilt.derived, out, columns=differences.UNTOUCHED)
     where = f"position {grouped(rebuilt.position)}, generation {rebuilt.generation}"
     if not proof.is_comparable:
@@ -95,42 +95,14 @@ def document_of(proof: Proof) -> dict[str, object]:
     }
 
 
-def show_refused(refused: RebuildDiffers, out: Output) -> None:
-    """Print why a rebuild was not swapped."""
-    found = refused.found
-    out.table(COLUMNS, [_row(table, out) for table in found.tables])
+def show_compared(name: str, found: Comparison, out: Output) -> dict[str, object]:
+    """Print what a rebuild that was not swapped would change, and return it as JSON has it."""
+    out.table(COLUMNS, [row_of(table, out) for table in found.tables])
     differences.show(found.tables, found.derived, out)
-    out.say(str(refused), style="red")
-
-
-def document_of_refused(name: str, refused: RebuildDiffers) -> dict[str, object]:
-    """Return the report of a rebuild that was not swapped as JSON has it."""
-    found = refused.found
     return {
         "name": name,
-        "error": str(refused),
         "compared_at": found.position,
         "is_same": found.is_same,
         "tables": [differences.table_document(table) for table in found.tables],
         "derived": found.derived,
     }
-
-
-def _row(table: TableProof, out: Output) -> Row:
-    live, rebuilt = table.live, table.rebuilt
-    return (
-        table.table,
-        live and live.rows,
-        rebuilt and rebuilt.rows,
-        differences.shortened(live, out),
-        differences.shortened(rebuilt, out),
-        _verdict(table),
-    )
-
-
-def _verdict(table: TableProof) -> str:
-    if table.live is None:
-        return "new"
-    if table.rebuilt is None:
-        return "gone"
-    return "same" if table.is_same else "differs"

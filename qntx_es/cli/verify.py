@@ -11,12 +11,13 @@ import typer
 from qntx_es.cli import differences
 from qntx_es.cli.exits import DIFFERENCE, FAILURE, message_of
 from qntx_es.cli.flags import command
-from qntx_es.cli.output import Column, Output, complain, grouped, shown
+from qntx_es.cli.output import Column, Output, Row, complain, grouped, shown
 from qntx_es.cli.progress import progress
 from qntx_es.cli.session import Session, wanted_domain
 from qntx_es.errors import QntxError
 from qntx_es.host import Host
 from qntx_es.projections.certificate import Certificate
+from qntx_es.projections.comparison import TableProof
 from qntx_es.projections.verify import FIRST, Verified
 
 COLUMNS = (
@@ -126,20 +127,7 @@ def _show(found: Verified, out: Output) -> None:
     out.say(
         f"{found.domain} {found.version}, rebuilt in the dark to {_number(found.position, out)}"
     )
-    out.table(
-        COLUMNS,
-        [
-            (
-                proof.table,
-                proof.live and proof.live.rows,
-                proof.rebuilt and proof.rebuilt.rows,
-                differences.shortened(proof.live, out),
-                differences.shortened(proof.rebuilt, out),
-                differences.in_short(proof),
-            )
-            for proof in found.tables
-        ],
-    )
+    out.table(COLUMNS, [row_of(proof, out) for proof in found.tables])
     differences.show(found.tables, found.derived, out)
     if found.is_same:
         derived = f", with {differences.of_derived(found.derived)}" if found.derived else ""
@@ -148,6 +136,18 @@ def _show(found: Verified, out: Output) -> None:
         out.say("Differs, and not by what the log says.", style="red")
         out.say(f"To put it right: qntx-es projections rebuild {shown(found.domain)}")
     tell_certificate(found.certificate, found.attested_at, out)
+
+
+def row_of(proof: TableProof, out: Output) -> Row:
+    """Return the row of a table for what was compared."""
+    return (
+        proof.table,
+        proof.live and proof.live.rows,
+        proof.rebuilt and proof.rebuilt.rows,
+        differences.shortened(proof.live, out),
+        differences.shortened(proof.rebuilt, out),
+        differences.in_short(proof),
+    )
 
 
 def tell_certificate(certificate: Certificate, attested_at: int | None, out: Output) -> None:

@@ -67,11 +67,18 @@ Report = Callable[[RebuildProgress], None]
 class Fresh:
     """The fresh tables of one domain, by the names they have when they are live.
 
-    They exist within `standing()`, and hold the fold of the log up to `position`. What the derive
-    handlers said meanwhile was compared with the log, and is in `derivations`.
+    They exist within `standing()`, and hold the fold of the log up to `position`. What derive
+    handlers say meanwhile is compared with the log, in `derivations`; or they are left out.
     """
 
-    def __init__(self, database: Database, domain: Domain, progress: Report | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        domain: Domain,
+        progress: Report | None = None,
+        *,
+        derives: bool = True,
+    ) -> None:
         self.database = database
         self.domain = domain
         self.position = 0
@@ -83,6 +90,7 @@ class Fresh:
         self._holder = f"{somebody()}:{os.getpid()}:{uuid4()}"
         self._started = monotonic()
         self._size = BATCH
+        self._derives = derives
         self._touches: Touches | None = None
         self._rows = self._row_map()
 
@@ -149,12 +157,7 @@ class Fresh:
 
     def live(self, connection: Connection) -> Cursor:
         """Return the cursor of the live tables."""
-        seen = look(connection, self.domain.name, self.database.now(connection))
-        if seen.cursor is None:
-            raise ProjectorOutdated(
-                f"domain `{self.domain.name}` has no tables yet: run `qntx-es db upgrade`"
-            )
-        return seen.cursor
+        return live_cursor(connection, self.domain, self.database.now(connection))
 
     def tell(self, state: str, target: int) -> None:
         """Tell whoever asked how far it is."""
@@ -229,14 +232,15 @@ class Fresh:
         return reached
 
     def _run(self, connection: Connection, batch: Sequence[RecordedRow]) -> None:
-        if self._touches is None:
-            since = self.derivations.derives_from
-            said = self._handlers.run(batch, self._rows, derives_from=since)
-            self.derivations.compare(connection, batch, said)
+        if self._touches is not None:
+            for row in batch:
+                self._touches.in_hand = row
+                self._handlers.run((row,), self._rows, derives_from=None)
             return
-        for row in batch:
-            self._touches.in_hand = row
-            self._handlers.run((row,), self._rows, derives_from=None)
+        since = self.derivations.derives_from if self._derives else None
+        said = self._handlers.run(batch, self._rows, derives_from=since)
+        if self._derives:
+            self.derivations.compare(connection, batch, said)
 
     @contextmanager
     def _heard_of(self) -> Iterator[None]:
@@ -267,6 +271,16 @@ class Fresh:
 
     def _row(self) -> tuple[Any, ...]:
         return rebuilds.c.domain == self.domain.name, rebuilds.c.holder == self._holder
+
+
+def live_cursor(connection: Connection, domain: Domain, now: int) -> Cursor:
+    """Return the cursor of a domain's live tables. Raises `ProjectorOutdated` where it has none."""
+    seen = look(connection, domain.name, now)
+    if seen.cursor is None:
+        raise ProjectorOutdated(
+            f"domain `{domain.name}` has no tables yet: run `qntx-es db upgrade`"
+        )
+    return seen.cursor
 
 
 def _is_alive(

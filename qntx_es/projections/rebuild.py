@@ -131,7 +131,7 @@ class Rebuild:
         """
         fresh = self._fresh
         with fresh.standing():
-            found = self._prove()
+            found = self._prove(across_versions=bool(self._expected))
             said = circumstances(
                 self._database,
                 self._log,
@@ -157,7 +157,12 @@ class Rebuild:
             seconds=fresh.seconds,
         )
 
-    def _prove(self) -> Comparison:
+    def rehearse(self) -> Comparison:
+        """Do all but the swap, and return what it would change. Raises as `run` does."""
+        with self._fresh.standing():
+            return with_touches(self._fresh, self._prove(across_versions=True))
+
+    def _prove(self, *, across_versions: bool) -> Comparison:
         """Fill and compare. Raises `RebuildDiffers`."""
         fresh = self._fresh
         fresh.fill("filling")
@@ -165,8 +170,7 @@ class Rebuild:
         with self._database.write() as connection:
             fresh.mark(connection, "filling", fresh.position, fresh.position)
             generations.create_indexes(connection, self._domain, fresh.generation)
-        is_asked = bool(self._expected)
-        found = compare(fresh, "compared", first=FIRST, across_versions=is_asked)
+        found = compare(fresh, "compared", first=FIRST, across_versions=across_versions)
         if refused := unexpected(found, self._expected):
             told = with_touches(fresh, found)
             raise RebuildDiffers(self._domain.name, refused, told)

@@ -17,6 +17,8 @@ from qntx_es.domain import Domain
 from qntx_es.tables import attestations, cursors, failures, rebuilds
 
 REBUILD_MICROSECONDS = 60_000_000
+# What is done with fresh tables that never become the live ones.
+IN_THE_DARK = ("verifying", "watching", "travelling")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ def _state(
     failure: Failure | None,
 ) -> str:
     is_inline = domain is not None and domain.inline
-    if row.rebuild is not None:
+    if row.rebuild not in (None, *IN_THE_DARK):
         return "rebuilding"
     if domain is not None and domain.version != row.version:
         return "outdated" if domain.version > row.version else "retired"

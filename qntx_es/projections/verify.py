@@ -4,7 +4,7 @@ Rows and cursor commit together, so one snapshot shows live exactly at its curso
 tables are filled to P, compared and dropped; nobody waits for it, and live needs no fence.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -24,7 +24,7 @@ from qntx_es.projections.comparison import Comparison, Side, TableProof, compare
 from qntx_es.projections.cursor import Cursor
 from qntx_es.projections.derived import DeriveProof
 from qntx_es.projections.digest import digest
-from qntx_es.projections.fresh import Fresh, Report
+from qntx_es.projections.fresh import Fresh, Report, live_cursor
 from qntx_es.projections.touches import Touches
 from qntx_es.sequencer import Sequencer
 
@@ -87,7 +87,7 @@ def verify(  # noqa: PLR0913 - one keyword a part
 def _compared_in_the_dark(fresh: Fresh, first: int) -> Comparison:
     with fresh.standing():
         with fresh.database.read() as connection:
-            _refuse_other_version(fresh.domain, fresh.live(connection))
+            live_of(connection, fresh.domain, fresh.database.now(connection))
         fresh.fill("verifying")
         found = compare(fresh, "verifying", first=first)
         fresh.tell("verifying", found.position)
@@ -134,29 +134,42 @@ def _touched(proof: TableProof, touches: Touches) -> TableProof:
     return replace(proof, first=tuple(told))
 
 
-def _refuse_other_version(domain: Domain, live: Cursor) -> None:
+def live_of(connection: Connection, domain: Domain, now: int) -> Cursor:
+    """Return the cursor of live tables that this code can read. Raises `ProjectorOutdated`."""
+    live = live_cursor(connection, domain, now)
     if live.version != domain.version:
         raise ProjectorOutdated(
             f"the tables of `{domain.name}` are of version {live.version}, and the code is of "
             f"version {domain.version}: verify it with the code that wrote them, or run "
             f"`qntx-es projections rebuild {domain.name}`"
         )
+    return live
 
 
 def _found_tables(connection: Connection, domain: Domain, live: Cursor) -> dict[str, Table]:
-    """Return those of another version that have the keys of this one, with the columns they have.
+    """Return the live tables of another version that have the keys of this one."""
+    found = {
+        name: found_table(connection, table, name, live.tables)
+        for name, table in domain.tables.items()
+    }
+    return {name: table for name, table in found.items() if table is not None}
 
-    Columns known to this version are read as it reads them.
+
+def found_table(
+    connection: Connection, table: Table, name: str, there: Container[str]
+) -> Table | None:
+    """Return the table called `name` with the columns it has, or None if it has another key.
+
+    Columns that `table` knows are read as it reads them.
     """
-    tables = {}
-    for name in {*live.tables} & {*domain.tables}:
-        there = {column["name"] for column in inspect(connection).get_columns(name)}
-        known = [
-            Column(column.name, column.type, primary_key=column.primary_key)
-            for column in domain.tables[name].columns
-            if column.name in there
-        ]
-        found = Table(name, MetaData(), *known, autoload_with=connection)
-        if found.primary_key.columns.keys() == domain.tables[name].primary_key.columns.keys():
-            tables[name] = found
-    return tables
+    if name not in there:
+        return None
+    columns = {column["name"] for column in inspect(connection).get_columns(name)}
+    known = [
+        Column(column.name, column.type, primary_key=column.primary_key)
+        for column in table.columns
+        if column.name in columns
+    ]
+    found = Table(name, MetaData(), *known, autoload_with=connection)
+    is_alike = found.primary_key.columns.keys() == table.primary_key.columns.keys()
+    return found if is_alike else None
