@@ -139,9 +139,9 @@ def rows_of(host: Host, table: Table) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in found]
 
 
-def differences(host: Host, **options: int) -> list[RowDifference]:
+def differences(host: Host, *, first: int = 20) -> list[RowDifference]:
     """Return the rows that a verify tells of."""
-    return [row for proof in host.verify("scale", **options).tables for row in proof.first]
+    return [row for proof in host.verify("scale", first=first).tables for row in proof.first]
 
 
 def is_left(host: Host) -> bool:
