@@ -4,7 +4,7 @@ Rows and cursor commit together, so one snapshot shows live exactly at its curso
 tables are filled to P, compared and dropped; nobody waits for it, and live needs no fence.
 """
 
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -102,11 +102,8 @@ def compare(fresh: Fresh, state: str, *, first: int, across_versions: bool = Fal
     with fresh.database.snapshot() as seen:
         live = fresh.live(seen)
         fresh.fill(state, to=live.position)
-        before: Mapping[str, Table] = {}
-        if live.version == fresh.domain.version:
-            before = fresh.domain.tables
-        elif across_versions:
-            before = _found_tables(seen, fresh.domain, live)
+        is_comparable = across_versions or live.version == fresh.domain.version
+        before = _found_tables(seen, fresh.domain, live) if is_comparable else {}
         with fresh.database.snapshot() as connection:
             proofs = [
                 compared(name, Side(seen, before[name]), Side(connection, table), first)
@@ -147,10 +144,13 @@ def live_of(connection: Connection, domain: Domain, now: int) -> Cursor:
 
 
 def _found_tables(connection: Connection, domain: Domain, live: Cursor) -> dict[str, Table]:
-    """Return the live tables of another version that have the keys of this one."""
+    """Return the live tables as they are, whatever was altered by hand or by a version.
+
+    Those that are gone, or have another key, cannot be compared row by row.
+    """
+    there = {*live.tables}.intersection(inspect(connection).get_table_names())
     found = {
-        name: found_table(connection, table, name, live.tables)
-        for name, table in domain.tables.items()
+        name: found_table(connection, table, name, there) for name, table in domain.tables.items()
     }
     return {name: table for name, table in found.items() if table is not None}
 

@@ -1,6 +1,7 @@
 """Verify finds whatever was changed in live rows, and nothing where nothing was."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,6 +36,7 @@ from qntx_es import (
     Rows,
     faults,
 )
+from qntx_es.projections import fresh
 from qntx_es.projections.comparison import RowDifference
 from qntx_es.projections.touches import Touch
 from qntx_es.tables import rebuilds
@@ -364,6 +366,36 @@ def test_whoever_died_is_not_waited_for(host: Host) -> None:
 
     assert host.verify("scale").is_same
     assert not is_left(host)
+
+
+def test_whoever_works_is_heard_of(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also between batches a holder is seen to live, so that nobody takes over."""
+    monkeypatch.setattr(fresh, "BEAT_SECONDS", 0.001)
+    heard: list[int] = []
+
+    def listen() -> None:
+        deadline = time.monotonic() + BOUND
+        while len(set(heard)) < 3:
+            assert time.monotonic() < deadline
+            with host.database.read() as connection:
+                heard.append(connection.execute(select(rebuilds.c.looked_at)).scalar_one())
+
+    with faults.planned({"rebuild.in_fill": listen}):
+        assert host.verify("scale").is_same
+
+
+def test_tables_that_were_altered_by_hand_are_found(host: Host) -> None:
+    """A live table that is gone, or has a column too many, is a difference and no accident."""
+    tamper(
+        host,
+        text("DROP TABLE scale_days"),
+        text("ALTER TABLE scale_sums ADD COLUMN colour text DEFAULT 'red'"),
+    )
+
+    days, sums = host.verify("scale").tables
+
+    assert (days.live, days.is_same) == (None, False)
+    assert (sums.differing, sums.columns) == (len(ENTITIES), {"colour": len(ENTITIES)})
 
 
 def test_an_interrupted_verify_leaves_nothing(host: Host) -> None:
