@@ -3,6 +3,7 @@
 import json
 import linecache
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
@@ -15,6 +16,7 @@ from qntx_es import (
     Host,
     InvalidExpectation,
     Payload,
+    ReadRows,
     RebuildDiffers,
     Recorded,
     Rows,
@@ -305,6 +307,28 @@ def test_the_fingerprint_is_of_the_code() -> None:
         """Do nothing."""
 
     assert said != fingerprint(other)
+
+
+def test_the_fingerprint_is_of_schedules_too() -> None:
+    """What a schedule says is code of the domain like any other."""
+    fingerprints = set()
+    for loud in (False, True):
+        till = make_till()
+        if loud:
+
+            @till.every(timedelta(hours=1), name="close")
+            def close_loudly(due_at: datetime, rows: ReadRows) -> Iterator[Attestation]:  # noqa: ARG001
+                yield till.attest(Sold(pieces=due_at.hour), entity="all")  # noqa: B023
+        else:
+
+            @till.every(timedelta(hours=1), name="close")
+            def close(due_at: datetime, rows: ReadRows) -> Iterator[Attestation]:  # noqa: ARG001
+                yield from ()
+
+        fingerprints.add(fingerprint(till))
+
+    assert len(fingerprints) == 2
+    assert None not in fingerprints
 
 
 def test_code_without_a_source_has_no_fingerprint() -> None:
