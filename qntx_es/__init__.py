@@ -26,6 +26,7 @@ from qntx_es.errors import (
     AxSyntaxError,
     AxTimeout,
     AxTooComplex,
+    BeyondHead,
     ConditionNeedsOwnTransaction,
     ConflictingAttestation,
     CorruptAttestation,
@@ -44,6 +45,7 @@ from qntx_es.errors import (
     InvalidAttestation,
     InvalidCondition,
     InvalidDerivation,
+    InvalidExpectation,
     InvalidId,
     InvalidPayload,
     InvalidRow,
@@ -60,12 +62,15 @@ from qntx_es.errors import (
     NotYetCommitted,
     OtherDatabase,
     PositionPending,
+    PrefixRefused,
     ProjectorOutdated,
     ProjectorPaused,
     ProjectorStopped,
     PulseBehind,
     QntxError,
+    RebuildDiffers,
     RebuildLost,
+    RebuildRunning,
     SchemaOutdated,
     SchemaTooNew,
     SchemaVersionTooNew,
@@ -96,12 +101,26 @@ from qntx_es.jobs import (
 from qntx_es.log import (
     Log,
 )
+from qntx_es.projections.certificate import (
+    Certificate,
+)
+from qntx_es.projections.comparison import (
+    Comparison,
+)
+from qntx_es.projections.fresh import (
+    RebuildProgress,
+)
 from qntx_es.projections.ledger import (
     ParkedEntity,
 )
 from qntx_es.projections.rebuild import (
-    RebuildProgress,
     Rebuilt,
+)
+from qntx_es.projections.travel import (
+    Travelled,
+)
+from qntx_es.projections.verify import (
+    Verified,
 )
 from qntx_es.rows import (
     ReadRows,
@@ -129,6 +148,9 @@ __all__ = [
     "AxTimeout",
     "AxTooComplex",
     "Backoff",
+    "BeyondHead",
+    "Certificate",
+    "Comparison",
     "ConditionNeedsOwnTransaction",
     "ConflictingAttestation",
     "CorruptAttestation",
@@ -153,6 +175,7 @@ __all__ = [
     "InvalidCondition",
     "InvalidConfig",
     "InvalidDerivation",
+    "InvalidExpectation",
     "InvalidId",
     "InvalidPayload",
     "InvalidRow",
@@ -176,14 +199,17 @@ __all__ = [
     "ParkedEntity",
     "Payload",
     "PositionPending",
+    "PrefixRefused",
     "ProjectorOutdated",
     "ProjectorPaused",
     "ProjectorStopped",
     "PulseBehind",
     "QntxError",
     "ReadRows",
+    "RebuildDiffers",
     "RebuildLost",
     "RebuildProgress",
+    "RebuildRunning",
     "Rebuilt",
     "Receipt",
     "Recorded",
@@ -203,11 +229,13 @@ __all__ = [
     "TooDeep",
     "TooLarge",
     "TooMany",
+    "Travelled",
     "UnknownContext",
     "UnknownDomain",
     "UnknownHandler",
     "UnsupportedDatabase",
     "UpcastFailed",
+    "Verified",
     "WaitTimeout",
     "computed_id",
 ]

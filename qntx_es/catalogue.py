@@ -14,6 +14,7 @@ from sqlalchemy import Connection, func, select
 from qntx_es.attestation import Json, Payload, instant
 from qntx_es.domain import OPEN, Domain
 from qntx_es.inbox import AppendRefused
+from qntx_es.projections.certificate import ModelRebuilt, ModelVerified
 from qntx_es.projections.ledger import (
     Parked,
     Paused,
@@ -31,6 +32,8 @@ OWN: dict[str, type[Payload]] = {
     one.context: one
     for one in (
         AppendRefused,
+        ModelRebuilt,
+        ModelVerified,
         Parked,
         Paused,
         Resumed,

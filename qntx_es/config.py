@@ -4,7 +4,9 @@ Flags win over the environment (`QNTX_…`), the environment over `qntx.toml`, t
 defaults here. Nothing below the edge reads the environment.
 """
 
+import getpass
 import os
+import socket
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,6 +55,15 @@ def read_settings(
         return Settings.model_validate(found)
     except ValidationError as error:
         raise InvalidConfig(f"settings: {problems_of(error)}") from error
+
+
+def somebody() -> str:
+    """Return who runs this process: the actor of what nobody in particular has asked for."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a user of a container, without a name
+        name = f"uid{os.getuid()}"
+    return f"{name}@{socket.gethostname()}"
 
 
 def _from_file(path: Path, *, is_asked_for: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
+from functools import wraps
 from typing import Any, Literal, TypeAlias, TypeGuard, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
@@ -279,6 +280,7 @@ class Domain:
                 )
             self._check_arguments(f"handler `{called}`", function)
 
+            @wraps(function)  # whose source is the handler's
             def fire(fired: Recorded[ScheduleFired], rows: ReadRows) -> Iterable[Attestation]:
                 return function(fired.payload.due_at, rows)
 

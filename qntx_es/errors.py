@@ -8,6 +8,7 @@ in particular, its maker says so in a message of its own.
 import inspect
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 
 class QntxError(Exception):
@@ -310,6 +311,43 @@ class SkipRefused(QntxError):
 
 class LedgerChanged(QntxError):
     """A skip was said or withdrawn while tables were rebuilt. Live is untouched: run it again."""
+
+
+class RebuildRunning(QntxError):
+    """The fresh tables of this domain are another's: one rebuild or verify of it at a time."""
+
+    def __init__(self, domain: str, holder: str) -> None:
+        who, process, _ = holder.rsplit(":", 2)
+        super().__init__(
+            f"the fresh tables of `{domain}` are held by {who}, process {process}. Let it finish, "
+            "or interrupt it: one that died is forgotten after a minute"
+        )
+
+
+class RebuildDiffers(QntxError):
+    """What a rebuild holds is not what was expected, so it was not swapped; live is untouched.
+
+    `found` is the `Comparison`.
+    """
+
+    def __init__(self, domain: str, unexpected: Sequence[str], found: Any) -> None:  # noqa: ANN401 - a Comparison
+        self.found = found
+        super().__init__(
+            f"`{domain}` was not swapped: {', '.join(unexpected)} would change, and that was not "
+            "expected. Live rows are as they were. Mend the handlers, or expect it"
+        )
+
+
+class InvalidExpectation(QntxError):
+    """What may change in a rebuild is `same` (nothing), or TABLE.COLUMN of the domain."""
+
+
+class PrefixRefused(QntxError):
+    """Tables under this prefix cannot be made, or are not there. Choose another one."""
+
+
+class BeyondHead(QntxError):
+    """The log does not reach so far, so nothing can be made of it up to there."""
 
 
 class SwapBusy(QntxError):

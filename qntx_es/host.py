@@ -23,7 +23,7 @@ from qntx_es import indexes
 from qntx_es.attestation import Attestation, Json, Payload, Recorded, problems_of
 from qntx_es.ax import Ax, parse
 from qntx_es.catalogue import Context, Found, catalogue, found_in
-from qntx_es.config import Settings
+from qntx_es.config import Settings, somebody
 from qntx_es.database import Database
 from qntx_es.discovery import find_domain
 from qntx_es.domain import OPEN, RESERVED, Domain
@@ -42,17 +42,21 @@ from qntx_es.jobs import JobRequested
 from qntx_es.log import Log
 from qntx_es.projections import generations
 from qntx_es.projections.batch import Batches
+from qntx_es.projections.comparison import Comparison
 from qntx_es.projections.cursor import look
+from qntx_es.projections.fresh import RebuildProgress
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.inline import InlineBatches, InlineProjectors
 from qntx_es.projections.interventions import Interventions
 from qntx_es.projections.ledger import ParkedEntity, read_waiting
-from qntx_es.projections.rebuild import Rebuild, RebuildProgress, Rebuilt
+from qntx_es.projections.rebuild import Rebuild, Rebuilt
 from qntx_es.projections.rows import RowMap
 from qntx_es.projections.runner import Runner
 from qntx_es.projections.shape import Shape
 from qntx_es.projections.status import ProjectorStatus, statuses
 from qntx_es.projections.supervisor import Supervisor
+from qntx_es.projections.travel import Travelled, diff, travel
+from qntx_es.projections.verify import FIRST, Verified, verify
 from qntx_es.pulse import Ticker, Worker, pulse
 from qntx_es.registry import Registry
 from qntx_es.sequencer import Receipt, Sequencer
@@ -247,17 +251,86 @@ class Host:
                 return
 
     def rebuild(
-        self, name: str, *, progress: Callable[[RebuildProgress], None] | None = None
+        self,
+        name: str,
+        *,
+        expect: Iterable[str] = (),
+        actor: str | None = None,
+        progress: Callable[[RebuildProgress], None] | None = None,
     ) -> Rebuilt:
         """Build a domain's tables anew beside the live ones, compare them, and swap.
 
-        Everything goes on meanwhile. Raises `UnknownDomain`, and what `Rebuild.run` raises.
+        Everything goes on meanwhile. `expect` is `["same"]`, or the only columns that may change
+        (`["shop_orders.total"]`); by default the rebuilt rows are right, whatever they are. The
+        certificate is attested by `actor`, else by who runs this process. Raises `UnknownDomain`,
+        `InvalidExpectation`, and what `Rebuild.run` raises.
+        """
+        return self._rebuild(name, expect, actor, progress).run()
+
+    def rehearse(
+        self,
+        name: str,
+        *,
+        expect: Iterable[str] = (),
+        progress: Callable[[RebuildProgress], None] | None = None,
+    ) -> Comparison:
+        """Do all of a rebuild but the swap, and return what it would change.
+
+        Raises as `rebuild` does.
+        """
+        return self._rebuild(name, expect, None, progress).rehearse()
+
+    def verify(
+        self,
+        name: str,
+        *,
+        first: int = FIRST,
+        actor: str | None = None,
+        progress: Callable[[RebuildProgress], None] | None = None,
+    ) -> Verified:
+        """Fold the log again in the dark, and compare with a domain's live rows.
+
+        Nothing is changed, and everything goes on meanwhile. Of each table the `first` rows that
+        differ are told, with the attestation that wrote each last. The certificate is attested as
+        that of a rebuild. Raises `UnknownDomain`, and what `verify` raises.
         """
         domain = self.domain(name)
         self.get_ready()
-        return Rebuild(
-            self.database, self._sequencer, domain, progress=progress, stopping=self._stopping
-        ).run()
+        return verify(
+            self.database,
+            self._sequencer,
+            self.log,
+            domain,
+            actor=actor or somebody(),
+            first=first,
+            progress=progress,
+        )
+
+    def travel(
+        self,
+        name: str,
+        *,
+        to: int | datetime,
+        into: str,
+        progress: Callable[[RebuildProgress], None] | None = None,
+    ) -> Travelled:
+        """Make tables `<into>_…` of what the log says up to a position, or up to a time.
+
+        Live is not touched, and the tables stay until somebody drops them. Raises `UnknownDomain`,
+        and what `travel` raises.
+        """
+        domain = self.domain(name)
+        self.get_ready()
+        return travel(self.database, self._sequencer, domain, to=to, into=into, progress=progress)
+
+    def diff(self, name: str, prefix: str, *, first: int = FIRST) -> Comparison:
+        """Compare a domain's live rows with the tables that `travel` made under a prefix.
+
+        Raises `UnknownDomain`, `PrefixRefused`.
+        """
+        domain = self.domain(name)
+        self.get_ready()
+        return diff(self.database, domain, prefix, first=first)
 
     # What people decide.
 
@@ -536,6 +609,26 @@ class Host:
             if stopped:
                 raise stopped[0]
             return
+
+    def _rebuild(
+        self,
+        name: str,
+        expect: Iterable[str],
+        actor: str | None,
+        progress: Callable[[RebuildProgress], None] | None,
+    ) -> Rebuild:
+        domain = self.domain(name)
+        self.get_ready()
+        return Rebuild(
+            self.database,
+            self._sequencer,
+            self.log,
+            domain,
+            actor=actor or somebody(),
+            expect=expect,
+            progress=progress,
+            stopping=self._stopping,
+        )
 
     def _worker(self) -> Worker:
         return Worker(self.log, self.domains.values(), self._services, self._stopping)

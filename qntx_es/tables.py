@@ -99,6 +99,14 @@ epochs = Table(
     Column("epoch", Words, primary_key=True),
 )
 
+# The digest of the log at every 10 000th position, so that a certificate need not read all of it.
+digests = Table(
+    "qntx_digests",
+    metadata,
+    Column("position", Position, primary_key=True, autoincrement=False),
+    Column("digest", Words, nullable=False),
+)
+
 # PostgreSQL only: what is committed there has no position yet. SQLite has one writer and no need.
 inbox = Table(
     "qntx_inbox",

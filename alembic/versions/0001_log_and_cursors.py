@@ -564,6 +564,11 @@ def create_log() -> None:
         sa.Column("position", sa.BigInteger, primary_key=True, autoincrement=False),
         sqlite_with_rowid=False,
     )
+    op.create_table(
+        "qntx_digests",
+        sa.Column("position", POSITION, primary_key=True, autoincrement=False),
+        sa.Column("digest", WORDS, nullable=False),
+    )
     epochs = op.create_table("qntx_epoch", sa.Column("epoch", WORDS, primary_key=True))
     op.bulk_insert(epochs, [{"epoch": str(uuid4())}])
 

@@ -15,10 +15,10 @@ from qntx_es.attestation import Attestation, Json, parse_payload
 from qntx_es.cli.flags import command
 from qntx_es.cli.output import shown
 from qntx_es.cli.session import Session
+from qntx_es.config import somebody
 from qntx_es.domain import OPEN, RESERVED
 from qntx_es.errors import InvalidPayload, did_you_mean
 from qntx_es.host import Host
-from qntx_es.projections.interventions import somebody
 
 
 def read_payload(given: str) -> bytes:

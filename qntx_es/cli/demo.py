@@ -176,6 +176,7 @@ def _rebuild(host: Host, out: Output) -> proof.Proof:
     _begin(out, "3", f"Build the tables of `{CODE}` anew beside the live ones, compare, and swap")
     found = proof.rebuild(host, CODE)
     proof.show(found, out)
+    host.catch_up()  # over what the log says of the certificate
     return found
 
 
@@ -189,7 +190,10 @@ def _tell_end(new: int, out: Output) -> None:
     if new:
         out.say(f"{grouped(new)} new attestations. Run it again: it will find that nothing is new.")
     else:
-        out.say("0 new attestations: everything was said before, and nothing changed.")
+        out.say(
+            "0 new attestations beside the certificate's: everything was said before, and nothing "
+            "changed."
+        )
 
 
 def _tell_next(session: Session, host: Host, out: Output) -> None:

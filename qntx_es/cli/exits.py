@@ -16,6 +16,7 @@ from qntx_es.errors import (
     AxError,
     AxTimeout,
     DomainRefused,
+    InvalidExpectation,
     QntxError,
     UnknownContext,
     UnknownDomain,
@@ -27,7 +28,14 @@ USAGE = 2
 DIFFERENCE = 3
 INTERRUPTED = 130
 
-OF_USAGE = (AxError, InvalidConfig, UnknownContext, UnknownDomain, UnknownHandler)
+OF_USAGE = (
+    AxError,
+    InvalidConfig,
+    InvalidExpectation,
+    UnknownContext,
+    UnknownDomain,
+    UnknownHandler,
+)
 
 
 @contextmanager

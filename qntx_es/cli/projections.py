@@ -6,16 +6,17 @@ tables cannot be seen so, and is said where it runs.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from qntx_es.cli import proof, recovery
+from qntx_es.cli import proof, recovery, travel, verify
 from qntx_es.cli.exits import DIFFERENCE, FAILURE, message_of
 from qntx_es.cli.flags import command, group
 from qntx_es.cli.output import Column, Output, Row, complain, grouped, shown
 from qntx_es.cli.session import Session, wanted_domain
-from qntx_es.errors import QntxError
+from qntx_es.errors import InvalidExpectation, QntxError, RebuildDiffers
 from qntx_es.host import Host
 from qntx_es.projections.status import Failure, ProjectorStatus
 
@@ -40,7 +41,6 @@ COLUMNS = (
     Column("generation", is_number=True, least_width=90),
     Column("remark", is_spare=True),
 )
-Names = Annotated[list[str] | None, typer.Argument(metavar="NAME", show_default=False)]
 
 
 def register(app: typer.Typer) -> None:
@@ -50,6 +50,8 @@ def register(app: typer.Typer) -> None:
     command(commands, "status")(status)
     command(commands, "rebuild")(rebuild)
     recovery.register(commands)
+    verify.register(commands)
+    travel.register(commands)
 
 
 def list_projections(session: Session) -> None:
@@ -79,23 +81,63 @@ def status(
     _exit_if_any_failed([found])
 
 
-def rebuild(
+def rebuild(  # noqa: PLR0913 - one parameter an option
     session: Session,
-    names: Names = None,
+    names: verify.Names = None,
     *,
-    all_: Annotated[bool, typer.Option("--all", help="Every enabled domain, and pulse.")] = False,
+    all_: verify.All = False,
+    expect: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="same|TABLE.COLUMN",
+            help="What may change, and nothing else, or it is not swapped; repeatable.",
+        ),
+    ] = None,
+    certificate: verify.To = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Do all but the swap, and show what it would change.")
+    ] = False,
+    to: Annotated[
+        travel.Moment | None,
+        typer.Option(
+            parser=travel.moment,
+            metavar="POSITION|TIME",
+            help="Up to where, into tables of their own; nothing is swapped.",
+        ),
+    ] = None,
+    into: Annotated[
+        str | None, typer.Option(metavar="PREFIX", help="What the names of those begin with.")
+    ] = None,
+    actor: verify.As = None,
 ) -> None:
     """Build read models anew, compare, and swap.
 
     Fresh tables are filled beside the live ones while everything runs on. What they hold is
     compared with what the live ones held, and then they take their place.
     """
-    if bool(names) == all_:
-        raise typer.BadParameter("name projectors, or say --all", param_hint="NAME")
+    if (to is None) != (into is None):
+        raise typer.BadParameter("--to and --into go together")
+    if into is not None and (all_ or len(names or ()) != 1 or expect or certificate or dry_run):
+        raise typer.BadParameter("name one projector, and nothing is compared", param_hint="--into")
+    if dry_run and certificate is not None:
+        raise typer.BadParameter(
+            "nothing is certified that was not swapped", param_hint="--dry-run"
+        )
     with session.host() as host:
-        host.database.check()
-        wanted = [wanted_domain(host, name) for name in dict.fromkeys(names or ())]
-        found = {name: _rebuild(host, name, session.out) for name in wanted or host.domains}
+        if to is not None and into is not None:
+            host.database.check()
+            name = wanted_domain(host, (names or [])[0])
+            travel.rebuild_into(host, name, to, into, session.out)
+            return
+        wanted = verify.wanted_domains(host, names, all_=all_, certificate=certificate)
+        found = {
+            name: _rehearse(host, name, session.out, expect or ())
+            if dry_run
+            else _rebuild(
+                host, name, session.out, expect=expect or (), actor=actor, certificate=certificate
+            )
+            for name in wanted
+        }
         is_any_missing = all_ and bool(host.failed)
     session.out.document([document for document, _ in found.values()])
     codes = {code for _, code in found.values()}
@@ -104,15 +146,50 @@ def rebuild(
     raise typer.Exit(max(codes))
 
 
-def _rebuild(host: Host, name: str, out: Output) -> tuple[dict[str, object], int]:
+def _rebuild(  # noqa: PLR0913 - one parameter an option
+    host: Host,
+    name: str,
+    out: Output,
+    *,
+    expect: Sequence[str],
+    actor: str | None,
+    certificate: Path | None,
+) -> tuple[dict[str, object], int]:
     """Rebuild one of several, and return its report and exit code: a fault stays where it is."""
     try:
-        found = proof.rebuild(host, name)
+        found = proof.rebuild(host, name, expect=expect, actor=actor)
+    except InvalidExpectation:
+        raise
     except QntxError as error:
-        complain(f"{name} was not rebuilt: {message_of(error)}")
-        return {"name": name, "error": str(error)}, FAILURE
+        return _not_rebuilt(name, error, out)
     proof.show(found, out)
+    if certificate is not None:
+        verify.write(found.rebuilt.certificate, certificate)
     return proof.document_of(found), DIFFERENCE if found.differs else 0
+
+
+def _rehearse(
+    host: Host, name: str, out: Output, expect: Sequence[str]
+) -> tuple[dict[str, object], int]:
+    """Do all of a rebuild but the swap, and return its report and exit code."""
+    try:
+        found = proof.rehearse(host, name, expect)
+    except InvalidExpectation:
+        raise
+    except QntxError as error:
+        return _not_rebuilt(name, error, out)
+    document = proof.show_compared(name, found, out)
+    out.say("Nothing was swapped.")
+    return document, 0 if found.is_same else DIFFERENCE
+
+
+def _not_rebuilt(name: str, error: QntxError, out: Output) -> tuple[dict[str, object], int]:
+    if isinstance(error, RebuildDiffers):
+        document = proof.show_compared(name, error.found, out)
+        complain(message_of(error))
+        return document | {"error": str(error)}, DIFFERENCE
+    complain(f"{name} was not rebuilt: {message_of(error)}")
+    return {"name": name, "error": str(error)}, FAILURE
 
 
 def row_of(status: ProjectorStatus) -> Row:

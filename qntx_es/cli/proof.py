@@ -1,22 +1,15 @@
 """A rebuild as a person watches it: how far it is, and then what it proved."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qntx_es.cli.output import Column, Output, Row, grouped
+from qntx_es.cli import differences
+from qntx_es.cli.output import Output, grouped
 from qntx_es.cli.progress import progress
+from qntx_es.cli.verify import COLUMNS, row_of, tell_certificate
 from qntx_es.host import Host
-from qntx_es.projections.digest import Digest
-from qntx_es.projections.rebuild import Rebuilt, TableProof
-
-STYLES = {"same": "green", "differs": "bold red", "new": "yellow", "gone": "yellow"}
-COLUMNS = (
-    Column("table"),
-    Column("rows live", is_number=True),
-    Column("rows rebuilt", is_number=True),
-    Column("digest live", least_width=80),
-    Column("digest rebuilt", least_width=80),
-    Column("verdict", styles=STYLES),
-)
+from qntx_es.projections.comparison import Comparison
+from qntx_es.projections.rebuild import Rebuilt
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,29 +30,50 @@ class Proof:
         return self.is_comparable and not self.rebuilt.is_same
 
 
-def rebuild(host: Host, name: str) -> Proof:
-    """Rebuild a domain's tables, showing how far it is."""
+def rebuild(
+    host: Host, name: str, *, expect: Sequence[str] = (), actor: str | None = None
+) -> Proof:
+    """Rebuild a domain's tables, showing how far it is. Raises as `Host.rebuild` does."""
     before = {status.name: status for status in host.statuses()}
     with progress() as report:
         report(name, 0, before[name].position if name in before else 0)
-        rebuilt = host.rebuild(name, progress=lambda at: report(name, at.done, at.total, at.state))
+        rebuilt = host.rebuild(
+            name,
+            expect=expect,
+            actor=actor,
+            progress=lambda at: report(name, at.done, at.total, at.state),
+        )
     return Proof(rebuilt, before[name].version if name in before else rebuilt.version)
+
+
+def rehearse(host: Host, name: str, expect: Sequence[str]) -> Comparison:
+    """Do all of a rebuild but the swap, showing how far it is. Raises as `Host.rehearse` does."""
+    with progress() as report:
+        return host.rehearse(
+            name,
+            expect=expect,
+            progress=lambda at: report(name, at.done, at.total, at.state),
+        )
 
 
 def show(proof: Proof, out: Output) -> None:
     """Print what was compared, and what it means."""
     rebuilt = proof.rebuilt
-    out.table(COLUMNS, [_row(table, out) for table in rebuilt.tables])
+    out.table(COLUMNS, [row_of(table, out) for table in rebuilt.tables])
+    differences.show(rebuilt.tables, rebuilt.derived, out, columns=differences.UNTOUCHED)
     where = f"position {grouped(rebuilt.position)}, generation {rebuilt.generation}"
     if not proof.is_comparable:
         out.say(f"Version {proof.version_before} became {rebuilt.version}, at {where}.")
     elif not proof.differs:
         out.say(f"Same: every row is as it was. Swapped at {where}.", style="green")
     else:
-        names = ", ".join(table.table for table in rebuilt.tables if not table.is_same)
+        names = [table.table for table in rebuilt.tables if not table.is_same]
+        names += [f"what `{one.handler}` derives" for one in rebuilt.derived if not one.is_same]
         out.say(
-            f"Differs: {names}. Swapped at {where}: the rebuilt rows are live now.", style="red"
+            f"Differs: {', '.join(names)}. Swapped at {where}: the rebuilt rows are live now.",
+            style="red",
         )
+    tell_certificate(rebuilt.certificate, rebuilt.attested_at, out)
 
 
 def document_of(proof: Proof) -> dict[str, object]:
@@ -74,40 +88,21 @@ def document_of(proof: Proof) -> dict[str, object]:
         "position": rebuilt.position,
         "is_same": rebuilt.is_same,
         "seconds": rebuilt.seconds,
-        "tables": [
-            {
-                "table": table.table,
-                "live": table.live,
-                "rebuilt": table.rebuilt,
-                "is_same": table.is_same,
-            }
-            for table in rebuilt.tables
-        ],
+        "tables": [differences.table_document(table) for table in rebuilt.tables],
+        "derived": rebuilt.derived,
+        "certificate": rebuilt.certificate.digest,
+        "attested_at": rebuilt.attested_at,
     }
 
 
-def _row(table: TableProof, out: Output) -> Row:
-    live, rebuilt = table.live, table.rebuilt
-    return (
-        table.table,
-        live and live.rows,
-        rebuilt and rebuilt.rows,
-        _digest(live, out),
-        _digest(rebuilt, out),
-        _verdict(table),
-    )
-
-
-def _verdict(table: TableProof) -> str:
-    if table.live is None:
-        return "new"
-    if table.rebuilt is None:
-        return "gone"
-    return "same" if table.is_same else "differs"
-
-
-def _digest(digest: Digest | None, out: Output) -> str | None:
-    if digest is None:
-        return None
-    value = digest.value
-    return f"{value[:6]}…{value[-6:]}" if out.for_people else value
+def show_compared(name: str, found: Comparison, out: Output) -> dict[str, object]:
+    """Print what a rebuild that was not swapped would change, and return it as JSON has it."""
+    out.table(COLUMNS, [row_of(table, out) for table in found.tables])
+    differences.show(found.tables, found.derived, out)
+    return {
+        "name": name,
+        "compared_at": found.position,
+        "is_same": found.is_same,
+        "tables": [differences.table_document(table) for table in found.tables],
+        "derived": found.derived,
+    }

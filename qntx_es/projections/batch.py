@@ -305,7 +305,7 @@ def project(
         return _project(handlers, rows, stretch.rows, derives_from)
     derived: list[Attestation] = []
     try:
-        for row in _worked_off(rows.connect(False), standing, stretch.change):  # noqa: FBT003
+        for row in worked_off(rows.connect(False), standing, stretch.change):  # noqa: FBT003
             derived += _project(handlers, rows, [row], derives_from)
     except HandlerFailed as failed:
         failed.at = stretch.ceiling
@@ -322,9 +322,7 @@ def _project(
     return derived
 
 
-def _worked_off(
-    connection: Connection, standing: Standing, change: Change
-) -> Sequence[RecordedRow]:
+def worked_off(connection: Connection, standing: Standing, change: Change) -> Sequence[RecordedRow]:
     """Return what has waited about an entity and counts from here on, in order."""
     if change.since is None:
         return ()

@@ -5,10 +5,19 @@ number is never used twice, so what a crashed rebuild left behind is known by it
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from sqlalchemy import Connection, Table, func, inspect, select, text, update
+from sqlalchemy import (
+    Connection,
+    Table,
+    UniqueConstraint,
+    func,
+    inspect,
+    select,
+    text,
+    update,
+)
 
 from qntx_es.columns import physical
 from qntx_es.database import UPGRADE_LOCK
@@ -129,6 +138,26 @@ def drop_replaced(connection: Connection, replaced: Cursor) -> None:
     """Drop the tables that a swap has put out of use."""
     for name in replaced.tables:
         connection.execute(text(f"DROP TABLE IF EXISTS {suffixed(name, replaced.generation)}"))
+
+
+def drop_fresh(connection: Connection, fresh: Mapping[str, Table]) -> None:
+    """Drop the tables of a generation that never became live."""
+    for table in fresh.values():
+        table.drop(connection, checkfirst=True)
+
+
+def hand_out(connection: Connection, fresh: Mapping[str, Table], names: Mapping[str, str]) -> None:
+    """Give the tables of a generation names that are no generation's, nor any domain's.
+
+    Names of constraints hold the generation, and the next of that number would meet them.
+    """
+    for name, table in sorted(fresh.items()):
+        if connection.dialect.name != "sqlite":
+            for constraint in table.constraints:
+                if isinstance(constraint, UniqueConstraint) and constraint.name:
+                    dropped = f"ALTER TABLE {table.name} DROP CONSTRAINT {constraint.name}"
+                    connection.execute(text(dropped))
+        _rename(connection, table.name, names[name])
 
 
 def drop_stale(connection: Connection, domain: str) -> None:

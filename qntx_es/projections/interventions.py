@@ -5,14 +5,12 @@ it: the cursor is held meanwhile and gets a new token, so that a batch that is i
 undone, and read again with the decision known.
 """
 
-import getpass
-import os
-import socket
 from collections.abc import Iterator
 
 from sqlalchemy import delete, select
 
 from qntx_es.attestation import Attestation, Payload, instant
+from qntx_es.config import somebody
 from qntx_es.errors import NothingToRetry, ProjectorPaused, SkipRefused, UnknownDomain
 from qntx_es.projections.cursor import Cursor, Pause, fence, look_and_hold
 from qntx_es.projections.ledger import (
@@ -26,15 +24,6 @@ from qntx_es.projections.ledger import (
 )
 from qntx_es.sequencer import Sequencer, Turn
 from qntx_es.tables import attestations, cursors, failures
-
-
-def somebody() -> str:
-    """Return who acts where nobody says so: the system's user, at this host."""
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):  # a user of a container, without a name
-        name = f"uid{os.getuid()}"
-    return f"{name}@{socket.gethostname()}"
 
 
 class Interventions:

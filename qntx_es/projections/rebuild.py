@@ -9,70 +9,44 @@
     swapped      renames and cursor in one transaction, compared with where live stood
     old dropped  the tables that were live are gone
 
-It reads the ledger first: an entity is parked where this version parked it, and worked off where
-it was retried; what was skipped is left out. So the rows are those of live, whatever that went
-through. A new version parks nothing of the old one's: it derives what that one never did for those
-who waited, and says it with the swap.
-
 The live tables are never touched before the swap, so a crash or a cancellation anywhere leaves them
 as they were, and the remedy is to run it again.
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from threading import Event
 from time import monotonic
 from uuid import uuid4
 
-from sqlalchemy import (
-    Connection,
-    Table,
-    Text,
-    cast,
-    column,
-    delete,
-    func,
-    insert,
-    literal,
-    select,
-    table,
-    update,
-)
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Text, cast, column, func, literal, select, table
 
 from qntx_es import faults
-from qntx_es.attestation import Attestation, RecordedRow
+from qntx_es.attestation import Attestation
 from qntx_es.database import Database
 from qntx_es.domain import Domain
-from qntx_es.errors import (
-    LeaseLost,
-    LedgerChanged,
-    LogBusy,
-    ProjectorOutdated,
-    RebuildLost,
-    SwapBusy,
-)
+from qntx_es.errors import LeaseLost, LogBusy, RebuildDiffers, SwapBusy
+from qntx_es.log import Log
 from qntx_es.projections import generations
-from qntx_es.projections.batch import project, read_batch
-from qntx_es.projections.cursor import Cursor, look, swap
-from qntx_es.projections.digest import Digest, digest
-from qntx_es.projections.handlers import Handlers
-from qntx_es.projections.lease import give_back, lease_name, take_lease
-from qntx_es.projections.ledger import (
-    ParkedEntity,
-    Standing,
-    Stretch,
-    keep_waiting,
-    read_ledger,
-    read_waiting,
+from qntx_es.projections.certificate import (
+    Certificate,
+    Circumstances,
+    certificate_of,
+    circumstances,
+    rebuilt,
 )
-from qntx_es.projections.recovery import HandlerFailed
-from qntx_es.projections.rows import RowMap
-from qntx_es.projections.shape import Shape
+from qntx_es.projections.comparison import Comparison, TableProof
+from qntx_es.projections.cursor import Cursor, swap
+from qntx_es.projections.derived import DeriveProof
+from qntx_es.projections.expectation import expectation, unexpected
+from qntx_es.projections.fresh import Fresh, Report
+from qntx_es.projections.lease import give_back, lease_name, take_lease
+from qntx_es.projections.ledger import keep_waiting
+from qntx_es.projections.verify import FIRST, compare, with_touches
 from qntx_es.sequencer import Sequencer
-from qntx_es.tables import TransactionId, rebuilds
+from qntx_es.tables import TransactionId
 
 
 class Xid(TransactionId):
@@ -85,7 +59,6 @@ class Xid(TransactionId):
         return "xid"
 
 
-BATCH = 5_000
 FENCE_MICROSECONDS = 10_000_000
 SWAP_SECONDS = 60.0
 RETRY_SECONDS = 0.05
@@ -93,42 +66,11 @@ LOOK_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class RebuildProgress:
-    """Where a rebuild is: `done` of `total` positions of the log, after `seconds`."""
-
-    state: str
-    done: int
-    total: int
-    seconds: float
-
-    @property
-    def rate(self) -> float:
-        """Positions a second."""
-        return self.done / self.seconds if self.seconds else 0.0
-
-    @property
-    def seconds_left(self) -> float | None:
-        """How long it will take at this rate; None before there is one."""
-        return (self.total - self.done) / self.rate if self.rate else None
-
-
-@dataclass(frozen=True, slots=True)
-class TableProof:
-    """What one table held, live and rebuilt, at one position; None where there is no such table."""
-
-    table: str
-    live: Digest | None
-    rebuilt: Digest | None
-
-    @property
-    def is_same(self) -> bool:
-        """Tell whether nothing changed."""
-        return self.live == self.rebuilt
-
-
-@dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """The outcome: compared at `compared_at`, swapped at `position`, now of this generation."""
+    """The outcome: compared at `compared_at`, swapped at `position`, now of this generation.
+
+    `attested_at` is where the log speaks of the certificate; None while that waits for a position.
+    """
 
     domain: str
     version: int
@@ -136,225 +78,130 @@ class Rebuilt:
     compared_at: int
     position: int
     tables: tuple[TableProof, ...]
+    derived: tuple[DeriveProof, ...]
+    certificate: Certificate
+    attested_at: int | None
     seconds: float
 
     @property
     def is_same(self) -> bool:
-        """Tell whether every table held the same rows before and after."""
-        return all(table.is_same for table in self.tables)
+        """Tell whether rows and derived attestations were the same before and after."""
+        return all(one.is_same for one in self.tables) and all(one.is_same for one in self.derived)
+
+
+@dataclass(frozen=True, slots=True)
+class _Swapped:
+    replaced: Cursor
+    position: int
+    certificate: Certificate
+    attestation: Attestation
 
 
 class Rebuild:
-    """One rebuild of one domain."""
+    """One rebuild of one domain, asked for by `actor`; what it may change is in `expect`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one keyword a part
         self,
         database: Database,
         sequencer: Sequencer,
+        log: Log,
         domain: Domain,
         *,
-        progress: Callable[[RebuildProgress], None] | None = None,
+        actor: str,
+        expect: Iterable[str] = (),
+        progress: Report | None = None,
         stopping: Event | None = None,
     ) -> None:
         self._database = database
         self._sequencer = sequencer
+        self._log = log
         self._domain = domain
-        self._handlers = Handlers(domain)
-        self._standing = Standing(domain.name, self._handlers.contexts)
-        self._owed: Mapping[str, ParkedEntity] = {}
-        self._derived: list[tuple[RecordedRow, Attestation]] = []
-        self._report = progress or (lambda _: None)
+        self._actor = actor
+        self._expected = expectation(domain, expect)
         self._stopping = stopping or Event()
         self._holder = f"rebuild:{uuid4()}"
-        self._started = monotonic()
-        self._position = 0
-        self._generation = 0
-        self._size = BATCH
-        self._fresh: dict[str, Table] = {}
+        self._fresh = Fresh(database, sequencer, domain, progress)
 
     def run(self) -> Rebuilt:
         """Rebuild and swap.
 
-        Raises `HandlerFailed` where a handler does, `RebuildLost` where another rebuild of the
-        domain began, `LedgerChanged` where a skip came too late for it, `SwapBusy` where readers
-        let the swap not through. All leave live as it was.
+        Raises `HandlerFailed` where a handler does, `RebuildRunning` where another rebuild or
+        verify of the domain is under way, `RebuildLost` where one took over, `RebuildDiffers` where
+        what was not expected changed, `LedgerChanged` where a skip came too late for it, `SwapBusy`
+        where readers let the swap not through. All leave live as it was.
         """
-        self._plan()
-        try:
-            faults.point("rebuild.after_planned")
-            self._fill("filling")
-            faults.point("rebuild.after_fill")
-            with self._database.write() as connection:
-                self._mark(connection, "filling", self._position, self._position)
-                generations.create_indexes(connection, self._domain, self._generation)
-            compared_at, proofs = self._compare()
-            replaced, swapped = self._swap()
-        except DBAPIError as error:
-            # Another rebuild of this domain drops what this one filled.
-            with self._database.read() as connection:
-                if not self._is_ours(connection):
-                    raise RebuildLost from error
-            raise
+        fresh = self._fresh
+        with fresh.standing():
+            found = self._prove(across_versions=bool(self._expected))
+            said = circumstances(
+                self._database,
+                self._log,
+                self._domain,
+                position=found.position,
+                actor=self._actor,
+            )
+            swapped = self._swap(said, found)
         faults.point("rebuild.before_drop")
-        self._drop_old(replaced)
-        self._tell("swapped", swapped.position)
+        with self._database.write() as connection:
+            generations.drop_replaced(connection, swapped.replaced)
+        fresh.tell("swapped", swapped.position)
         return Rebuilt(
             domain=self._domain.name,
             version=self._domain.version,
-            generation=self._generation,
-            compared_at=compared_at,
+            generation=fresh.generation,
+            compared_at=found.position,
             position=swapped.position,
-            tables=proofs,
-            seconds=monotonic() - self._started,
+            tables=found.tables,
+            derived=found.derived,
+            certificate=swapped.certificate,
+            attested_at=self._attested_at(swapped.attestation),
+            seconds=fresh.seconds,
         )
 
-    def _plan(self) -> None:
-        name = self._domain.name
+    def rehearse(self) -> Comparison:
+        """Do all but the swap, and return what it would change. Raises as `run` does."""
+        with self._fresh.standing():
+            return with_touches(self._fresh, self._prove(across_versions=True))
+
+    def _prove(self, *, across_versions: bool) -> Comparison:
+        """Fill and compare. Raises `RebuildDiffers`."""
+        fresh = self._fresh
+        fresh.fill("filling")
+        faults.point("rebuild.after_fill")
         with self._database.write() as connection:
-            generations.lock_schema(connection)
-            now = self._database.now(connection)
-            live = self._live(connection)
-            before = connection.execute(
-                select(rebuilds.c.generation).where(rebuilds.c.domain == name)
-            ).scalar_one_or_none()
-            self._generation = max(live.generation, before or 0) + 1
-            generations.drop_stale(connection, name)
-            connection.execute(delete(rebuilds).where(rebuilds.c.domain == name))
-            connection.execute(
-                insert(rebuilds).values(
-                    domain=name,
-                    holder=self._holder,
-                    generation=self._generation,
-                    version=self._domain.version,
-                    state="planned",
-                    position=0,
-                    target=live.position,
-                    started_at=now,
-                    looked_at=now,
-                )
-            )
-            self._fresh = generations.create_fresh(connection, self._domain, self._generation)
-        shapes = [Shape(table) for table in self._domain.tables.values()]
-        self._rows = RowMap(shapes, lambda table: self._fresh[table.name])
+            fresh.mark(connection, "filling", fresh.position, fresh.position)
+            generations.create_indexes(connection, self._domain, fresh.generation)
+        found = compare(fresh, "compared", first=FIRST, across_versions=across_versions)
+        if refused := unexpected(found, self._expected):
+            told = with_touches(fresh, found)
+            raise RebuildDiffers(self._domain.name, refused, told)
+        return found
 
-    def _fill(self, state: str, *, to: int | None = None) -> int:
-        """Fill up to a position, or to the live cursor, wherever that is by then."""
-        while True:
-            with self._database.read() as connection:
-                target = self._live(connection).position if to is None else to
-            if self._position >= target:
-                return target
-            self._read_ledger()
-            self._fill_cut(state, target)
-            faults.point("rebuild.in_fill")
-            self._rows.cool()
-            self._tell(state, target)
+    def _attested_at(self, said: Attestation) -> int | None:
+        with suppress(LogBusy):  # what is committed gets its position with somebody's next pass
+            self._sequencer.run_pass()
+        recorded = self._log.get(said.id)
+        return None if recorded is None else recorded.position
 
-    def _read_ledger(self) -> None:
-        """Know all that was decided by the batches that brought live to where it is."""
-        self._sequencer.run_pass()
-        with self._database.read() as connection:
-            ledger = read_ledger(connection, self._domain.name, self._domain.version)
-            self._owed = self._read_owed(connection)
-        self._standing = replace(self._standing, ledger=ledger)
-
-    def _read_owed(self, connection: Connection) -> Mapping[str, ParkedEntity]:
-        """Return who waits in the version that is replaced, which will not derive any more."""
-        live = self._live(connection)
-        if live.version == self._domain.version:
-            return {}
-        return read_waiting(connection, live.domain, live.version)
-
-    def _fill_cut(self, state: str, target: int) -> None:
-        """Fill one batch; what fails in bulk may be right one at a time, as it is live."""
-        try:
-            with self._database.write() as connection:
-                reached, standing, derived = self._fill_batch(connection, state, target)
-        except HandlerFailed:
-            self._rows.forget()
-            if self._size == 1:
-                raise
-            self._size = 1
-            return
-        except BaseException:
-            self._rows.forget()
-            raise
-        self._position, self._standing = reached, standing
-        self._derived += derived
-        self._size = min(BATCH, self._size * 2)
-
-    def _fill_batch(
-        self, connection: Connection, state: str, target: int
-    ) -> tuple[int, Standing, list[tuple[RecordedRow, Attestation]]]:
-        self._rows.connect = lambda _: connection
-        self._mark(connection, state, self._position, target)
-        batch = read_batch(connection, self._handlers, self._position, target, self._size)
-        ceiling = batch[-1][0] if len(batch) == self._size else target
-        standing = self._standing
-        stretch = standing.stretch(batch, ceiling)
-        owed = next((n for n, row in enumerate(stretch.rows) if _is_owed(row, self._owed)), None)
-        if owed:
-            stretch = Stretch(stretch.rows[owed][0] - 1, stretch.rows[:owed])
-        elif owed == 0:
-            stretch = Stretch(stretch.rows[0][0], stretch.rows[:1])
-        derives_from = self._live(connection).derives_from if owed == 0 else None
-        said = project(self._handlers, self._rows, standing, stretch, derives_from=derives_from)
-        self._mark(connection, state, stretch.ceiling, target)
-        if stretch.change is not None:
-            standing = standing.after(stretch.change)
-        return stretch.ceiling, standing, [(stretch.rows[0], one) for one in said]
-
-    def _mark(self, connection: Connection, state: str, position: int, target: int) -> None:
-        ours = connection.execute(
-            update(rebuilds)
-            .where(rebuilds.c.domain == self._domain.name, rebuilds.c.holder == self._holder)
-            .values(
-                state=state,
-                position=position,
-                target=target,
-                looked_at=self._database.now(connection),
-            )
-        )
-        if ours.rowcount != 1:
-            raise RebuildLost
-
-    def _compare(self) -> tuple[int, tuple[TableProof, ...]]:
-        with self._database.snapshot() as connection:
-            live = self._live(connection)
-            before = {
-                name: digest(connection, table)
-                for name, table in self._domain.tables.items()
-                if name in live.tables and live.version == self._domain.version
-            }
-        self._fill("compared", to=live.position)
-        with self._database.snapshot() as connection:
-            if not self._is_ours(connection):
-                raise RebuildLost
-            after = {name: digest(connection, table) for name, table in self._fresh.items()}
-        names = sorted({*live.tables, *after})
-        proofs = tuple(TableProof(name, before.get(name), after.get(name)) for name in names)
-        return live.position, proofs
-
-    def _swap(self) -> tuple[Cursor, Cursor]:
-        """Return the cursor of the generation that was live, and of the one that is."""
+    def _swap(self, said: Circumstances, found: Comparison) -> _Swapped:
         deadline = monotonic() + SWAP_SECONDS
         while True:
-            self._fill("catching up")
+            self._fresh.fill("catching up")
             faults.point("rebuild.before_fence")
             try:
-                return self._swap_fenced()
+                return self._swap_fenced(said, found)
             except (LogBusy, LeaseLost) as error:
                 if monotonic() > deadline:
                     raise SwapBusy from error
                 self._stopping.wait(RETRY_SECONDS * (1 + random.random()))  # noqa: S311 - jitter
 
-    def _swap_fenced(self) -> tuple[Cursor, Cursor]:
+    def _swap_fenced(self, said: Circumstances, found: Comparison) -> _Swapped:
         with self._fenced() as until:
             while monotonic() < until:
-                self._fill("fenced")
+                self._fresh.fill("fenced")
                 self._wait_for_old_snapshots()
                 faults.point("rebuild.before_swap")
-                if (swapped := self._swap_now()) is not None:
+                if (swapped := self._swap_now(said, found)) is not None:
                     return swapped
         raise LeaseLost
 
@@ -376,41 +223,42 @@ class Rebuild:
             with self._database.write() as connection:
                 give_back(connection, name, self._holder)
 
-    def _swap_now(self) -> tuple[Cursor, Cursor] | None:
+    def _swap_now(self, said: Circumstances, found: Comparison) -> _Swapped | None:
         """Swap, or None where a batch that began before the fence has moved live meanwhile."""
+        fresh = self._fresh
         with self._database.write() as connection:
             # A batch locks its cursor and then its rows; in another order we would deadlock.
             generations.bound_waiting(connection)
-            live = self._live(connection)
-            if self._position != live.position:
+            live = fresh.live(connection)
+            if fresh.position != live.position:
                 return None
             to = replace(
                 live,
                 version=self._domain.version,
-                generation=self._generation,
+                generation=fresh.generation,
                 tables=tuple(sorted(self._domain.tables)),
             )
-            swapped = swap(live, to, connection)
-            owed = read_waiting(connection, live.domain, live.version)
-            said = [one for row, one in self._derived if _is_owed(row, owed)]
-            self._check_ledger(connection)
-            self._sequencer.drop(connection, said)
-            waiting = self._standing.waiting.values()
-            keep_waiting(connection, to.domain, to.version, waiting)
+            swap(live, to, connection)
+            fresh.check_ledger(connection)
+            owed = fresh.owed_by(live, connection)
+            keep_waiting(connection, to.domain, to.version, fresh.waiting)
             generations.lock_tables(connection, live.tables)
-            self._mark(connection, "swapped", self._position, live.position)
-            generations.rename(connection, live, self._fresh, self._generation)
+            fresh.hand_over(connection)
+            generations.rename(connection, live, fresh.tables, fresh.generation)
+            certificate = certificate_of(
+                said,
+                found,
+                expected=self._expected,
+                swapped_at=live.position,
+                generation=fresh.generation,
+            )
+            attested = rebuilt(
+                said, certificate, found, position=live.position, of=fresh.generation
+            )
+            self._sequencer.drop(connection, [*owed, attested])
             faults.point("rebuild.before_commit")
         faults.point("rebuild.after_commit")
-        self._sequencer.look_again()
-        return live, swapped
-
-    def _check_ledger(self, connection: Connection) -> None:
-        """Raise `LedgerChanged` where a skip was said, or withdrawn, of what is filled already."""
-        ledger = read_ledger(connection, self._domain.name, self._domain.version)
-        changed = ledger.left_out ^ self._standing.ledger.left_out
-        if any(position <= self._position for position in changed):
-            raise LedgerChanged
+        return _Swapped(live, live.position, certificate, attested)
 
     def _wait_for_old_snapshots(self) -> None:
         """Let every reader end whose snapshot is older than the last fill.
@@ -440,33 +288,3 @@ class Rebuild:
         )
         with self._database.read() as connection:
             return connection.execute(older.limit(1)).scalar_one_or_none()
-
-    def _drop_old(self, replaced: Cursor) -> None:
-        with self._database.write() as connection:
-            generations.drop_replaced(connection, replaced)
-            connection.execute(
-                delete(rebuilds).where(
-                    rebuilds.c.domain == self._domain.name, rebuilds.c.holder == self._holder
-                )
-            )
-
-    def _is_ours(self, connection: Connection) -> bool:
-        holder = select(rebuilds.c.holder).where(rebuilds.c.domain == self._domain.name)
-        return bool(connection.execute(holder).scalar_one_or_none() == self._holder)
-
-    def _live(self, connection: Connection) -> Cursor:
-        seen = look(connection, self._domain.name, self._database.now(connection))
-        if seen.cursor is None:
-            raise ProjectorOutdated(
-                f"domain `{self._domain.name}` has no tables yet: run `qntx-es db upgrade`"
-            )
-        return seen.cursor
-
-    def _tell(self, state: str, target: int) -> None:
-        self._report(RebuildProgress(state, self._position, target, monotonic() - self._started))
-
-
-def _is_owed(row: RecordedRow, owed: Mapping[str, ParkedEntity]) -> bool:
-    """Tell whether an attestation waits, so that nothing was derived from it."""
-    waits = owed.get(row[4])
-    return waits is not None and row[0] >= waits.position

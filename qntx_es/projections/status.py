@@ -18,6 +18,8 @@ from qntx_es.projections.cursor import Pause, pause_of
 from qntx_es.tables import attestations, cursors, failures, parked, rebuilds
 
 REBUILD_MICROSECONDS = 60_000_000
+# What is done with fresh tables that never become the live ones.
+IN_THE_DARK = ("verifying", "watching", "travelling")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ def _state(
     failure: Failure | None,
 ) -> str:
     is_inline = domain is not None and domain.inline
-    if row.rebuild is not None:
+    if row.rebuild not in (None, *IN_THE_DARK):
         return "rebuilding"
     if row.paused_by is not None:
         return "paused"

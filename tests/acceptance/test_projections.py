@@ -141,10 +141,11 @@ def test_rows_that_differ_are_told_and_swapped(
 
     differing = qntx(*rebuild)
     assert differing.returncode == 3
-    (row,) = [line.split() for line in differing.stdout.splitlines() if line[:5] == "shop_"]
-    table, live, rebuilt, digest, digest_rebuilt, verdict = row
-    assert (table, live, rebuilt, verdict) == ("shop_orders", "1", "1", "differs")
+    row, what = [line.split() for line in differing.stdout.splitlines() if line[:5] == "shop_"]
+    table, live, rebuilt, digest, digest_rebuilt, *verdict = row
+    assert (table, live, rebuilt, verdict) == ("shop_orders", "1", "1", ["1", "differing"])
     assert digest != digest_rebuilt
+    assert what == ["shop_orders", "a", "total", "1", "10"]
     assert "Differs: shop_orders." in differing.stdout
     assert "the rebuilt rows are live now" in differing.stdout
     assert totals(host) == {"a": 10}

@@ -1,0 +1,171 @@
+"""What derive handlers say when the log is folded again, held against what the log has of them.
+
+A rebuild appends nothing: an output that changed, is missing or surplus is reported with both
+texts, and correcting the past is a new attestation and a human decision. The id of an output is
+computed of its source, handler and ordinal, so each is looked up by id; ordinals have no gaps, so
+the first one that was not yielded tells whether the log has more.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection
+
+from qntx_es.attestation import Attestation, RecordedRow, derived_id
+from qntx_es.domain import DeriveHandler, Domain
+from qntx_es.inbox import waiting_of
+from qntx_es.statements import bytes_of, known_by_id
+
+FIRST = 10
+
+
+@dataclass(frozen=True, slots=True)
+class DerivationDifference:
+    """One output of the source at `source` that is changed, missing in the log, or surplus."""
+
+    verdict: str
+    source: int
+    id: str
+    logged: str | None
+    rebuilt: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeriveProof:
+    """The outputs of one handler, counted, with the first that are not equal."""
+
+    handler: str
+    equal: int
+    changed: int
+    missing: int
+    surplus: int
+    first: tuple[DerivationDifference, ...]
+
+    @property
+    def is_same(self) -> bool:
+        """Tell whether the log holds exactly what the handler says."""
+        return not (self.changed or self.missing or self.surplus)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """An output that was yielded, or the ordinal behind the last one."""
+
+    handler: str
+    source: RecordedRow
+    ordinal: int
+    id: str
+    said: Attestation | None
+
+
+@dataclass(slots=True)
+class _Found:
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    differences: list[tuple[str, DerivationDifference]] = field(default_factory=list)
+
+    def note(self, wanted: _Wanted, logged: Any) -> None:  # noqa: ANN401 - a row of the log
+        """Count an output, and keep it if it is not equal."""
+        said = wanted.said
+        if said is None:
+            verdict = "surplus"
+        elif logged is None:
+            verdict = "missing"
+        else:
+            verdict = "equal" if said.bytes == bytes_of(logged) else "changed"
+        self.counts[wanted.handler, verdict] += 1
+        if verdict != "equal" and self.counts[wanted.handler, verdict] <= FIRST:
+            difference = DerivationDifference(
+                verdict=verdict,
+                source=wanted.source[0],
+                id=wanted.id,
+                logged=None if logged is None else _spelt(logged, logged.payload),
+                rebuilt=None if said is None else _spelt(said, said.text),
+            )
+            self.differences.append((wanted.handler, difference))
+
+
+class Derivations:
+    """The outputs of a domain's derive handlers so far, batch by batch.
+
+    Sources at or below `derives_from` are left out, unless a handler speaks since the beginning.
+    """
+
+    def __init__(self, domain: Domain) -> None:
+        self.derives_from = 0
+        self._domain = domain
+        self._kept = _Found()
+        self._latest = _Found()
+
+    def compare(
+        self, connection: Connection, batch: Iterable[RecordedRow], said: Iterable[Attestation]
+    ) -> None:
+        """Compare the outputs of one batch with the log; they count once it is kept."""
+        self._latest = _Found()
+        yielded = {one.id: one for one in said}
+        wanted = [one for row in batch for one in self._wanted(row, yielded)]
+        while wanted:
+            logged = _logged(connection, [one.id for one in wanted])
+            for one in wanted:
+                if one.said is not None or one.id in logged:
+                    self._latest.note(one, logged.get(one.id))
+            behind = [one for one in wanted if one.said is None and one.id in logged]
+            wanted = [self._at(one.handler, one.source, one.ordinal + 1, {}) for one in behind]
+
+    def keep(self) -> None:
+        """Count the latest batch, whose transaction has committed."""
+        self._kept.counts += self._latest.counts
+        self._kept.differences += self._latest.differences
+        self._latest = _Found()
+
+    def proofs(self) -> tuple[DeriveProof, ...]:
+        """Return what was found so far, by handler."""
+        return tuple(self._proof(one.name) for one in self._domain.derives)
+
+    def _proof(self, handler: str) -> DeriveProof:
+        first = [one for name, one in self._kept.differences if name == handler]
+        return DeriveProof(
+            handler=handler,
+            equal=self._kept.counts[handler, "equal"],
+            changed=self._kept.counts[handler, "changed"],
+            missing=self._kept.counts[handler, "missing"],
+            surplus=self._kept.counts[handler, "surplus"],
+            first=tuple(first[:FIRST]),
+        )
+
+    def _wanted(self, row: RecordedRow, yielded: dict[str, Attestation]) -> Iterator[_Wanted]:
+        for handler in self._domain.derives:
+            if not self._speaks_of(handler, row):
+                continue
+            wanted = self._at(handler.name, row, 0, yielded)
+            while wanted.said is not None:
+                yield wanted
+                wanted = self._at(handler.name, row, wanted.ordinal + 1, yielded)
+            yield wanted
+
+    def _speaks_of(self, handler: DeriveHandler, row: RecordedRow) -> bool:
+        return (
+            handler.payload.context == row[2]
+            and (row[0] > self.derives_from or handler.is_from_beginning)
+            and handler.schedule in (None, row[4])
+        )
+
+    def _at(
+        self, handler: str, source: RecordedRow, ordinal: int, yielded: dict[str, Attestation]
+    ) -> _Wanted:
+        computed = derived_id(source[1], self._domain.name, handler, str(ordinal))
+        return _Wanted(handler, source, ordinal, computed, yielded.get(computed))
+
+
+def _logged(connection: Connection, ids: Sequence[str]) -> dict[str, Any]:
+    """Return what is said under these ids, also what is committed and has no position yet."""
+    waiting: dict[str, Any] = {}
+    if connection.dialect.name != "sqlite":
+        # Looked at first: what a pass moves meanwhile is found in the log.
+        waiting = {row.id: row for row in connection.execute(waiting_of(), {"ids": ids})}
+    return waiting | known_by_id(connection, ids)
+
+
+def _spelt(one: Any, payload: str) -> str:  # noqa: ANN401 - an attestation, said or recorded
+    return f"{one.entity} is {one.context} by {one.actor}: {payload}"
