@@ -79,6 +79,15 @@ from qntx_es.errors import (
     UpcastFailed,
     WaitTimeout,
 )
+from qntx_es.folds import (
+    Measure,
+    count,
+    first,
+    last,
+    least,
+    most,
+    total,
+)
 from qntx_es.host import (
     Host,
 )
@@ -160,6 +169,7 @@ __all__ = [
     "LogDigest",
     "LogRegression",
     "LossyValue",
+    "Measure",
     "MissingExtra",
     "NotFinite",
     "NotYetCommitted",
@@ -198,4 +208,10 @@ __all__ = [
     "UpcastFailed",
     "WaitTimeout",
     "computed_id",
+    "count",
+    "first",
+    "last",
+    "least",
+    "most",
+    "total",
 ]
