@@ -7,6 +7,7 @@
     open    the write transaction (SQLite: IMMEDIATE); a handler's own SQL opens it earlier
     move    the cursor, compared with what was looked at; if another was faster, all of it is undone
     flush   the rows, in bulk
+            (folds write them by a statement of their own, and then nothing is read or run)
     append  what was derived, like any caller's: into the inbox (SQLite: the log)
     commit  and a pass if anything was derived
 
@@ -18,27 +19,24 @@ One attestation at a time is the meaning of a batch, so a batch that fails is cu
 fails stands alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from time import monotonic
-from typing import Any, cast
 
-from sqlalchemy import Connection, Select, bindparam, select
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from qntx_es import faults
-from qntx_es.attestation import Attestation, RecordedRow
 from qntx_es.database import Database
 from qntx_es.errors import LeaseLost, ProjectorOutdated
-from qntx_es.log import COLUMNS
 from qntx_es.projections.cursor import Cursor, Look, advance, look
+from qntx_es.projections.folding import FoldRefused
 from qntx_es.projections.handlers import Handlers
-from qntx_es.projections.recovery import HandlerFailed, InHand
 from qntx_es.projections.rows import RowMap
+from qntx_es.projections.spans import Spans
 from qntx_es.sequencer import Sequencer
-from qntx_es.tables import attestations
 
 STORE_SECONDS = 0.25
 WINDOW_MAX = 100_000
@@ -92,11 +90,17 @@ class Batches:
         self._sequencer = sequencer
         self._handlers = handlers
         self._rows = rows
+        self._spans = Spans(database, handlers, rows)
         self._last: Cursor | None = None
         self._stored_at = 0.0
         # Until a batch is whole, the map may know what the database does not.
         self._is_whole = True
         self._began_at: Cursor | None = None
+
+    @property
+    def size_max(self) -> int:
+        """How large a batch may be."""
+        return self._spans.size_max
 
     def step(self, size: int, *, until: int | None = None, eager: bool = True) -> Step:
         """Project the next `size` matching attestations, at most up to `until`.
@@ -106,7 +110,10 @@ class Batches:
         `ProjectorOutdated` when the tables belong to another version.
         """
         try:
-            step = self._step(size, until, eager=eager)
+            try:
+                step = self._step(size, until, eager=eager)
+            except FoldRefused:
+                step = self._step(size, until, eager=eager)
         except DBAPIError as error:
             # A swap may have put other tables under a batch that began before it.
             if self._is_overtaken():
@@ -127,26 +134,19 @@ class Batches:
             cursor, head = self._look(transaction(False))  # noqa: FBT003 - to read
             faults.point("batch.after_look")
             ceiling = head if until is None else min(until, head)
-            batch = read_batch(
-                transaction(False),  # noqa: FBT003 - to read
-                self._handlers,
-                cursor.position,
-                ceiling,
-                size,
-            )
-            if len(batch) == size:
-                ceiling = batch[-1][0]
-            is_idle = not batch and not eager and self._stored_lately()
-            if ceiling <= cursor.position or is_idle:
+            to_read = transaction(False)  # noqa: FBT003 - to read
+            span = self._spans.after(cursor.position, ceiling, size, to_read)
+            is_idle = not eager and self._stored_lately() and self._spans.is_bare(span, to_read)
+            if span.until <= cursor.position or is_idle:
                 self._is_whole = True
                 return Step(cursor.position, cursor.position, head, 0, 0)
             faults.point("batch.after_read")
-            moved = replace(cursor, position=ceiling)
-            transaction.move = partial(advance, cursor, ceiling)
-            derived = self._run(batch, cursor)
+            moved = replace(cursor, position=span.until)
+            transaction.move = partial(advance, cursor, span.until)
+            derived = self._spans.run(span, derives_from=cursor.derives_from)
             connection = transaction(True)  # noqa: FBT003 - to write
             faults.point("batch.before_flush")
-            flush(self._rows, connection, batch)
+            self._spans.write(span, connection)
             faults.point("batch.before_append")
             self._sequencer.drop(connection, derived)
             faults.point("batch.before_commit")
@@ -154,7 +154,7 @@ class Batches:
         self._last, self._is_whole = moved, True
         self._stored_at = monotonic()
         self._rows.cool()
-        return Step(cursor.position, ceiling, head, len(batch), len(derived))
+        return Step(cursor.position, span.until, head, span.size, len(derived))
 
     def _look(self, connection: Connection) -> tuple[Cursor, int]:
         now = self._database.now(connection)
@@ -164,10 +164,6 @@ class Batches:
         if cursor != self._last:
             self._forget()
         return cursor, seen.head
-
-    def _run(self, batch: Sequence[RecordedRow], cursor: Cursor) -> list[Attestation]:
-        self._handlers.read_ahead(self._rows, batch)
-        return self._handlers.run(batch, self._rows, derives_from=cursor.derives_from)
 
     def _forget(self) -> None:
         self._rows.forget()
@@ -207,43 +203,3 @@ def usable(handlers: Handlers, seen: Look) -> Cursor:
     if seen.holder is not None:
         raise LeaseLost(f"`{domain.name}` is held by {seen.holder}")
     return cursor
-
-
-def read_batch(
-    connection: Connection, handlers: Handlers, after: int, until: int, size: int
-) -> list[RecordedRow]:
-    """Return the next attestations the handlers are for, at most `size`, in order.
-
-    They are read in windows of positions, wider while little matches: asked for "the next 5 000"
-    of a long log, a database may well sort all that is left of it.
-    """
-    found: list[RecordedRow] = []
-    window = size
-    while handlers.contexts and after < until and len(found) < size:
-        to = min(until, after + window)
-        asked = _asked(handlers.contexts).limit(size - len(found))
-        result = connection.execute(asked, {"after": after, "until": to})
-        # The driver's own tuples: no column needs converting, and a Row costs more than it gives.
-        found += cast("Any", result.cursor).fetchall()
-        after, window = to, min(window * 2, WINDOW_MAX)
-    return found
-
-
-@cache
-def _asked(contexts: frozenset[str]) -> Select[Any]:
-    position = attestations.c.position
-    return (
-        select(*COLUMNS)
-        .with_hint(attestations, "NOT INDEXED", "sqlite")
-        .where(position > bindparam("after"), position <= bindparam("until"))
-        .where(attestations.c.context.in_(sorted(contexts)))
-        .order_by(position)
-    )
-
-
-def flush(rows: RowMap, connection: Connection, batch: Sequence[RecordedRow]) -> None:
-    """Write the rows; what the database refuses of them is the failure of whoever put them."""
-    try:
-        rows.flush(connection)
-    except (IntegrityError, DataError) as error:
-        raise HandlerFailed(InHand(batch[0][0], "a row that was put"), error) from error

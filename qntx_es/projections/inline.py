@@ -7,6 +7,7 @@ the domain, has old code or comes in the middle of a rebuild.
 """
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from time import monotonic
 
 from sqlalchemy import Connection
@@ -14,11 +15,13 @@ from sqlalchemy.exc import DBAPIError
 
 from qntx_es.database import Database, is_trouble
 from qntx_es.errors import LeaseLost, ProjectorOutdated
-from qntx_es.projections.batch import STORE_SECONDS, Step, flush, read_batch, usable
+from qntx_es.projections.batch import STORE_SECONDS, Step, usable
 from qntx_es.projections.cursor import Cursor, advance, look
+from qntx_es.projections.folding import FoldRefused
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.recovery import HandlerFailed, InHand, record_failure
 from qntx_es.projections.rows import RowMap
+from qntx_es.projections.spans import Spans
 from qntx_es.sequencer import Sequencer
 
 # Further behind than this, a projector is its runner's affair and not the appender's.
@@ -35,8 +38,14 @@ class InlineBatches:
         self._sequencer = sequencer
         self._handlers = handlers
         self._rows = rows
+        self._spans = Spans(database, handlers, rows)
         self._degraded_at: int | None = None
         self._stored_at = 0.0
+
+    @property
+    def size_max(self) -> int:
+        """How large a batch may be."""
+        return self._spans.size_max
 
     @property
     def contexts(self) -> frozenset[str]:
@@ -80,15 +89,16 @@ class InlineBatches:
         self._rows.connect = lambda _: connection
         cursor, head = self._look(connection)
         ceiling = head if until is None else min(until, head)
-        batch = read_batch(connection, self._handlers, cursor.position, ceiling, size)
-        if len(batch) == size:
-            ceiling = batch[-1][0]
-        if ceiling > cursor.position:
-            advance(cursor, ceiling, connection)
-            self._handlers.read_ahead(self._rows, batch)
-            self._handlers.run(batch, self._rows, derives_from=None)
-            flush(self._rows, connection, batch)
-        return Step(cursor.position, ceiling, head, len(batch), 0)
+        span = self._spans.after(cursor.position, ceiling, size, connection)
+        if span.until > cursor.position:
+            try:
+                with connection.begin_nested() if span.batch is None else nullcontext():
+                    advance(cursor, span.until, connection)
+                    self._spans.run(span, derives_from=None)
+                    self._spans.write(span, connection)
+            except FoldRefused:
+                return self._project(connection, size, until)
+        return Step(cursor.position, span.until, head, span.size, 0)
 
     def _look(self, connection: Connection) -> tuple[Cursor, int]:
         now = self._database.now(connection)

@@ -42,14 +42,15 @@ from qntx_es.database import Database
 from qntx_es.domain import Domain
 from qntx_es.errors import LeaseLost, LogBusy, ProjectorOutdated, RebuildLost, SwapBusy
 from qntx_es.projections import generations
-from qntx_es.projections.batch import flush, read_batch
 from qntx_es.projections.cursor import Cursor, look, swap
 from qntx_es.projections.digest import Digest, digest
+from qntx_es.projections.folding import FoldRefused
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.lease import give_back, lease_name, take_lease
 from qntx_es.projections.recovery import HandlerFailed
 from qntx_es.projections.rows import RowMap
 from qntx_es.projections.shape import Shape
+from qntx_es.projections.spans import Spans
 from qntx_es.sequencer import Sequencer
 from qntx_es.tables import TransactionId, rebuilds
 
@@ -65,6 +66,8 @@ class Xid(TransactionId):
 
 
 BATCH = 5_000
+# A writer holds others up: what a batch takes on SQLite, everybody waits.
+BATCH_SECONDS = 0.5
 FENCE_MICROSECONDS = 10_000_000
 SWAP_SECONDS = 60.0
 RETRY_SECONDS = 0.05
@@ -210,7 +213,11 @@ class Rebuild:
             )
             self._fresh = generations.create_fresh(connection, self._domain, self._generation)
         shapes = [Shape(table) for table in self._domain.tables.values()]
-        self._rows = RowMap(shapes, lambda table: self._fresh[table.name])
+        self._rows = RowMap(shapes, self._fresh_of)
+        self._spans = Spans(self._database, self._handlers, self._rows, self._fresh_of)
+
+    def _fresh_of(self, table: Table) -> Table:
+        return self._fresh[table.name]
 
     def _fill(self, state: str, *, to: int | None = None) -> int:
         """Fill up to a position, or to the live cursor, wherever that is by then."""
@@ -226,9 +233,12 @@ class Rebuild:
 
     def _fill_cut(self, state: str, target: int) -> None:
         """Fill one batch; what fails in bulk may be right one at a time, as it is live."""
+        began = monotonic()
         try:
             with self._database.write() as connection:
                 reached = self._fill_batch(connection, state, target)
+        except FoldRefused:
+            return
         except HandlerFailed:
             self._rows.forget()
             if self._size == 1:
@@ -239,18 +249,17 @@ class Rebuild:
             self._rows.forget()
             raise
         self._position = reached
-        self._size = min(BATCH, self._size * 2)
+        if monotonic() - began < BATCH_SECONDS:
+            self._size = min(self._spans.size_max, self._size * 2)
 
     def _fill_batch(self, connection: Connection, state: str, target: int) -> int:
         self._rows.connect = lambda _: connection
         self._mark(connection, state, self._position, target)
-        batch = read_batch(connection, self._handlers, self._position, target, self._size)
-        reached = batch[-1][0] if len(batch) == self._size else target
-        self._handlers.read_ahead(self._rows, batch)
-        self._handlers.run(batch, self._rows, derives_from=None)
-        flush(self._rows, connection, batch)
-        self._mark(connection, state, reached, target)
-        return reached
+        span = self._spans.after(self._position, target, self._size, connection)
+        self._spans.run(span, derives_from=None)
+        self._spans.write(span, connection)
+        self._mark(connection, state, span.until, target)
+        return span.until
 
     def _mark(self, connection: Connection, state: str, position: int, target: int) -> None:
         ours = connection.execute(
