@@ -103,7 +103,9 @@ class OnPostgresql:
 
     def value(self, rows: FromClause, keys: Sequence[str], kind: Kind) -> ColumnElement[Any]:
         """Return what lies at a place of a plain payload; NULL for null, and for nothing."""
-        text = self._at(rows, keys).op("#>>", return_type=Text())(cast("{}", ARRAY(Text)))
+        text = self._at(rows, keys).op("#>>", return_type=Text())(
+            cast(literal("{}", Text), ARRAY(Text))
+        )
         if kind == "str":
             return text.collate("C")
         return cast(text, BigInteger if kind == "int" else Boolean)

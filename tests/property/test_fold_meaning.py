@@ -68,7 +68,7 @@ class Bought(Payload, context="bought"):
     n: int
     m: int | None = None
     d: int = 3
-    text: str = "none"
+    text: str = "no"
     share: float = 0.5
     flag: bool = True
     inner: Inner | None = None
@@ -139,6 +139,11 @@ def folded(name: str) -> Domain:
         word=least("payload.text"),
         top=most("payload.text"),
     )
+
+    @domain.upcast(Sold, from_=1)
+    def lift(old: dict[str, Any]) -> dict[str, Any]:
+        return old | {"n": 100}
+
     domain.fold(
         Bought,
         into=pairs,
@@ -160,11 +165,10 @@ def never(_: Recorded[Never], rows: Rows) -> None:
 
 
 SMALL = st.integers(-3, 3)
-ODD = st.sampled_from(
-    [None, "5", "a", True, [], [1], {}, {"b": 1}, 1.0, 1e3, 1.5, 1e16, 1e23, -0.0]
-    + [INT32, -INT32, INT64, -INT64 - 1, 2**63, -(2**70), 10**30]
-)
-TEXTS = st.sampled_from(["", "a", "B", "é", "z", "😀", '"', "\n", "abc", "long"])
+KINDS = [None, "5", "a", "long", True, [], [1], {}, {"b": 1}]
+NUMBERS = [1.0, 1e3, 1.5, 1e16, 1e23, -0.0, INT32, -INT32, INT64, -INT64 - 1, 2**63, -(2**70)]
+ODD = st.sampled_from([*KINDS, *NUMBERS])
+TEXTS = st.sampled_from(["", "a", "B", "é", "z", "😀", '"', "\n", "abc"])
 INNER = st.none() | st.fixed_dictionaries(
     {"c": TEXTS}, optional={"b": st.none() | SMALL, "x": SMALL}
 )
@@ -213,7 +217,7 @@ ODD_LOGS = st.lists(st.one_of(MOSTLY_PLAIN, ODD_BOUGHT, OTHER_VERSION), max_size
 SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=3)
 PUTS = st.lists(
     st.fixed_dictionaries(
-        {"entity": ENTITIES, "bought": SMALL, "sum": SMALL},
+        {"entity": ENTITIES, "bought": SMALL | st.just(INT32 - 1)},
         optional={
             "sum": st.sampled_from([INT64 - 1, 2**62, -(2**62), -INT64]),
             "little": st.sampled_from([None, 0, INT32 - 1, -INT32]),
@@ -327,7 +331,7 @@ def test_the_two_domains_differ_in_who_folds() -> None:
 
 
 # An example is projected eight times, half of them on a server.
-@settings(max_examples=settings().max_examples // 2)
+@settings(max_examples=settings().max_examples // 4)
 @given(log=LOGS, sizes=SIZES, put=PUTS)
 @example(log=[("bought", "a", {"n": 1}, 1)], sizes=[1], put=[{"entity": "a", "bought": INT32}])
 @example(
@@ -349,7 +353,7 @@ def test_a_fold_means_the_same_wherever_it_runs(
     assert found[1:] == found[:1] * 7
 
 
-@settings(max_examples=settings().max_examples // 2)
+@settings(max_examples=settings().max_examples // 4)
 @given(log=ODD_LOGS, sizes=SIZES)
 @example(log=[("bought", "a", {"n": 1}, 1), ("bought", "a", {}, 1)], sizes=[2])
 @example(log=[("bought", "a", {"n": 2**63}, 1)], sizes=[1])
