@@ -22,6 +22,7 @@ from sqlalchemy import (
     case,
     func,
     literal,
+    literal_column,
     or_,
     select,
     true,
@@ -37,7 +38,9 @@ from qntx_es.tables import attestations
 # Along positions they never go back, so that the first is the least, and the last the most.
 GROWING = ("position", "recorded_at")
 
-POSITION_BITS = 64
+# No column of a read model has such a name.
+POSITION = "log.position"
+READ_BITS = 64
 
 
 def is_readable(fold: Fold) -> bool:
@@ -90,11 +93,18 @@ class Grouping:
         )
 
     def _grouped(self) -> Select[Any]:
-        keys = [
-            self._value(self._rows, source).label(name) for name, source in self._fold.key.items()
-        ]
-        measures = [self._measured(name).label(name) for name in self._fold.measures]
-        return select(*keys, *measures).where(self._is_right()).group_by(*keys)
+        read = self._read()
+        keys = [read.c[name] for name in self._fold.key]
+        measures = [self._measured(name, read).label(name) for name in self._fold.measures]
+        return select(*keys, *measures).group_by(*keys)
+
+    def _read(self) -> Subquery:
+        """Return the values that are folded, one row an attestation."""
+        values = [self._value(self._rows, one).label(name) for name, one in self._sources.items()]
+        position = self._rows.c.position.label(POSITION)
+        # OFFSET 0: otherwise a value would be read anew wherever it is used.
+        read = select(position, *values).where(self._is_right()).offset(literal_column("0"))
+        return read.subquery("read")
 
     def _is_right(self) -> ColumnElement[bool]:
         """Refuse the statement at a row that is not plainly what its class and columns hold."""
@@ -102,8 +112,7 @@ class Grouping:
         right = [rows.c.schema_version == self._fold.payload.schema_version]
         right += [self._on.is_plain(rows, (key,), one) for key, one in self._root.fields.items()]
         for name, source in self._sources.items():
-            if source.path != "position" or bits_of(self._table.c[name].type) < POSITION_BITS:
-                right += _within(self._table.c[name], self._value(rows, source))
+            right += _within(self._table.c[name], self._value(rows, source))
         return case((and_(*right), true()), else_=self._on.refusal(rows.c.position, Boolean()))
 
     def _value(self, rows: FromClause, source: Source) -> ColumnElement[Any]:
@@ -115,20 +124,20 @@ class Grouping:
             return value
         return case((self._on.is_absent(rows, source.keys), place.default), else_=value)
 
-    def _measured(self, name: str) -> ColumnElement[Any]:
+    def _measured(self, name: str, read: Subquery) -> ColumnElement[Any]:
         """Return what a group says of a column; of a first or last, the position to look at."""
-        verb, source = self._fold.measures[name]
-        value = self._value(self._rows, source)
+        verb, _ = self._fold.measures[name]
+        value: ColumnElement[Any] = read.c[name]
         if verb == "count":
             return func.count() + self._start(name)
         if verb == "total":
             room = self._half(name) - abs(self._start(name))
             added = func.coalesce(func.sum(func.abs(value)), 0)
             summed = func.coalesce(func.sum(value), 0) + self._start(name)
-            refused = self._on.refusal(func.max(self._rows.c.position), BigInteger())
+            refused = self._on.refusal(func.max(read.c[POSITION]), BigInteger())
             return case((added < literal(room, BigInteger), summed), else_=refused)
         if self._is_looked_up(name):
-            value = case((value.is_not(None), self._rows.c.position))
+            value = case((value.is_not(None), read.c[POSITION]))
         return func.min(value) if verb in ("least", "first") else func.max(value)
 
     def _shown(self, grouped: Subquery, name: str) -> ColumnElement[Any]:
@@ -175,7 +184,7 @@ class Grouping:
 
 def _within(column: Column[Any], value: ColumnElement[Any]) -> list[ColumnElement[bool]]:
     """Refuse what the column does not hold; NULL is no value."""
-    if bits_of(column.type):
+    if 0 < bits_of(column.type) < READ_BITS:
         return [or_(value.is_(None), value.between(*integer_bounds(column.type)))]
     length = getattr(column.type, "length", None)
     return [] if length is None else [or_(value.is_(None), func.length(value) <= length)]

@@ -14,12 +14,10 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     FromClause,
-    Numeric,
     Select,
     Text,
     and_,
     bindparam,
-    case,
     cast,
     false,
     func,
@@ -64,8 +62,12 @@ class OnSqlite:
     def is_plain(self, rows: FromClause, keys: Sequence[str], place: Plain) -> ColumnElement[bool]:
         """Tell whether what lies there is plainly what it should be; NULL is no."""
         found = self._type(rows, keys)
+        value = self.value(rows, keys, place.kind)
         right: list[ColumnElement[bool]] = [found.in_(SQLITE_TYPES[place.kind])]
-        right += _bounds(self.value(rows, keys, place.kind), place)
+        if place.kind == "int":
+            # Beyond 64 bits it is read as a float, though its type is an integer's.
+            right.append(func.typeof(value) == "integer")
+        right += _bounds(value, place)
         right += [self.is_plain(rows, (*keys, key), one) for key, one in place.fields.items()]
         return _or_nothing(and_(*right), place, found == "null", found.is_(None))
 
@@ -103,12 +105,13 @@ class OnPostgresql:
 
     def value(self, rows: FromClause, keys: Sequence[str], kind: Kind) -> ColumnElement[Any]:
         """Return what lies at a place of a plain payload; NULL for null, and for nothing."""
-        text = self._at(rows, keys).op("#>>", return_type=Text())(
-            cast(literal("{}", Text), ARRAY(Text))
-        )
+        at = self._at(rows, keys)
         if kind == "str":
+            text = at.op("#>>", return_type=Text())(cast(literal("{}", Text), ARRAY(Text)))
             return text.collate("C")
-        return cast(text, BigInteger if kind == "int" else Boolean)
+        # The cast fails, and the statement with it, for what is written as anything else.
+        written = func.nullif(cast(at, Text), "null")
+        return cast(written, BigInteger if kind == "int" else Boolean)
 
     def is_absent(self, rows: FromClause, keys: Sequence[str]) -> ColumnElement[bool]:
         """Tell whether nothing lies there, not even null."""
@@ -118,15 +121,15 @@ class OnPostgresql:
         """Tell whether what lies there is plainly what it should be; NULL is no."""
         found = self._at(rows, keys)
         text = cast(found, Text)
+        value = self.value(rows, keys, place.kind)
         kinds: dict[Kind, ColumnElement[bool]] = {
-            "int": text.op("~", is_comparison=True)("^-?[0-9]+$"),
+            "int": value.is_not(None),
             "float": func.json_typeof(found) == "number",
             "str": func.left(text, 1) == '"',
             "bool": text.in_(["true", "false"]),
             "object": func.json_typeof(found) == "object",
         }
-        is_right = kinds[place.kind]
-        right = [is_right, *_bounds(cast(case((is_right, text)), Numeric), place)]
+        right = [kinds[place.kind], *_bounds(value, place)]
         right += [self.is_plain(rows, (*keys, key), one) for key, one in place.fields.items()]
         return _or_nothing(and_(*right), place, text == "null", found.is_(None))
 
