@@ -39,7 +39,6 @@ from qntx_es.projections.spans import Spans
 from qntx_es.sequencer import Sequencer
 
 STORE_SECONDS = 0.25
-WINDOW_MAX = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +109,9 @@ class Batches:
         `ProjectorOutdated` when the tables belong to another version.
         """
         try:
-            try:
-                step = self._step(size, until, eager=eager)
-            except FoldRefused:
-                step = self._step(size, until, eager=eager)
+            step = self._step(size, until, eager=eager)
+        except FoldRefused:
+            return self.step(size, until=until, eager=eager)
         except DBAPIError as error:
             # A swap may have put other tables under a batch that began before it.
             if self._is_overtaken():

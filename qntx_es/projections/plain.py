@@ -52,12 +52,16 @@ class Plain:
 
 def plain(payload: type[Payload]) -> Plain | None:
     """Return what payloads of a class are, or None if the class is not plain."""
-    core: Core = payload.__pydantic_core_schema__
+    core = _core(payload)
     refs: Mapping[str, Core] = {}
     if core["type"] == "definitions":
         refs = {one["ref"]: one for one in core["definitions"]}
         core = core["schema"]
     return _plain(core, refs)
+
+
+def _core(payload: type[Payload]) -> Core:
+    return payload.__pydantic_core_schema__
 
 
 def _plain(core: Core, refs: Mapping[str, Core]) -> Plain | None:

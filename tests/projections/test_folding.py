@@ -182,8 +182,8 @@ def test_folds_and_handlers_may_write_one_table(host_of: HostOf) -> None:
     assert rows_of(host, sales) == [("a", 3, 8, 3)]
 
 
-def test_ground_without_matches_is_not_stored_each_time(host_of: HostOf) -> None:
-    """A projector that finds nothing to fold reaches the head all the same."""
+def test_a_projector_that_finds_nothing_reaches_the_head(host_of: HostOf) -> None:
+    """The cursor moves over what no fold is for."""
     shop, sales = shop_of()
     host = host_of(shop)
     host.log.append(
