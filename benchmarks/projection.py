@@ -3,8 +3,9 @@
 The work: count, sum and last position by entity, over 150-byte payloads. Beside ours, in one run
 and on one log: (a) one UPSERT an attestation, each in a transaction of its own; (b) pure SQL, one
 `INSERT … SELECT … GROUP BY` a batch of the same size; (c) a bare loop over the driver that folds a
-batch in a dictionary. Ratios are medians of interleaved rounds; commits are durable (SQLite
-`synchronous=FULL`, PostgreSQL as it comes).
+batch in a dictionary. The same work declared, as a fold, is held against all of them, and against
+pure SQL in batches as large as a fold's. Ratios are medians of interleaved rounds; commits are
+durable (SQLite `synchronous=FULL`, PostgreSQL as it comes).
 
     python benchmarks/projection.py [--attestations 200000] [--on sqlite] [--on postgresql]
 """
@@ -20,9 +21,10 @@ from statistics import median
 from time import perf_counter
 from typing import Any, cast
 
-from sqlalchemy import BigInteger, Column, Integer, String
+from sqlalchemy import BigInteger, Column, Integer, String, Table
 
-from qntx_es import Attestation, Domain, Host, Payload, Recorded, Rows
+from qntx_es import Attestation, Domain, Host, Payload, Recorded, Rows, count, last, total
+from qntx_es.projections.folding import POSITIONS_MAX
 from qntx_es.testing import PostgresServer
 
 ENTITIES = 10_000
@@ -40,10 +42,9 @@ class Measured(Payload, context="measured"):
     padding: str
 
 
-def counting(name: str) -> Domain:
-    """Return a domain that keeps count, sum and last position by entity."""
-    domain = Domain(name)
-    totals = domain.table(
+def totals_of(domain: Domain) -> Table:
+    """Declare the table of count, sum and last position by entity."""
+    return domain.table(
         "totals",
         Column("entity", String, primary_key=True),
         Column("count", Integer, nullable=False, default=0),
@@ -51,8 +52,28 @@ def counting(name: str) -> Domain:
         Column("last", BigInteger),
     )
 
+
+def folding(name: str) -> Domain:
+    """Return a domain in which the work is declared."""
+    domain = Domain(name)
+    domain.fold(
+        Measured,
+        into=totals_of(domain),
+        key="entity",
+        count=count(),
+        sum=total("payload.size"),
+        last=last("position"),
+    )
+    return domain
+
+
+def counting(name: str) -> Domain:
+    """Return a domain in which the work is coded."""
+    domain = Domain(name)
+    totals = totals_of(domain)
+
     @domain.project(Measured)
-    def count(measured: Recorded[Measured], rows: Rows) -> None:
+    def add(measured: Recorded[Measured], rows: Rows) -> None:
         rows.add(totals, measured.entity, count=1, sum=measured.payload.size)
         rows.put(totals, entity=measured.entity, last=measured.position)
 
@@ -151,7 +172,7 @@ def one_each(bare: Bare, size: int) -> float:
     return sample / (perf_counter() - began)
 
 
-def pure_sql(bare: Bare, size: int) -> float:
+def pure_sql(bare: Bare, size: int, batch: int = BATCH) -> float:
     """Write one statement a batch; the log never leaves the database."""
     bare.create("bare_sql")
     value = (
@@ -165,9 +186,9 @@ def pure_sql(bare: Bare, size: int) -> float:
         "sum = bare_sql.sum + excluded.sum, last = excluded.last"
     )
     began = perf_counter()
-    for start in range(0, size, BATCH):
+    for start in range(0, size, batch):
         with bare.transaction():
-            bare.run(grouped, (start, start + BATCH))
+            bare.run(grouped, (start, start + batch))
     return size / (perf_counter() - began)
 
 
@@ -198,9 +219,10 @@ def bare_loop(bare: Bare, size: int) -> float:
     return size / (perf_counter() - began)
 
 
-def ours(url: str, name: str, size: int) -> float:
+def ours(url: str, domain: Domain, size: int) -> float:
     """Let a projector catch up with the whole log."""
-    host = Host(url, [counting(name)])
+    name = domain.name
+    host = Host(url, [domain])
     host.upgrade()
     began = perf_counter()
     host.catch_up()
@@ -226,16 +248,21 @@ def compare(url: str, label: str, size: int) -> None:
         "one transaction each": lambda: one_each(bare, size),
         "pure SQL, by batch": lambda: pure_sql(bare, size),
         "bare loop": lambda: bare_loop(bare, size),
+        "pure SQL, large batches": lambda: pure_sql(bare, size, POSITIONS_MAX),
     }
     for number in range(ROUNDS):
         for way, run in ways.items():
             rates.setdefault(way, []).append(run())
-        rates.setdefault("ours", []).append(ours(url, f"round{number}", size))
+        rates.setdefault("ours", []).append(ours(url, counting(f"coded{number}"), size))
+        rates.setdefault("ours, folded", []).append(ours(url, folding(f"folded{number}"), size))
     bare.close()
     host.close()
     for way, seen in rates.items():
-        ratios = [own / other for own, other in zip(rates["ours"], seen, strict=True)]
-        print(f"  {way:22} {median(seen):>10,.0f}/s   ours is {median(ratios):6.2f} x")
+        coded, folded = (
+            median([own / other for own, other in zip(rates[one], seen, strict=True)])
+            for one in ("ours", "ours, folded")
+        )
+        print(f"  {way:24} {median(seen):>10,.0f}/s   ours {coded:6.2f} x   folded {folded:6.2f} x")
 
 
 def main() -> None:

@@ -88,6 +88,15 @@ from qntx_es.errors import (
     UpcastFailed,
     WaitTimeout,
 )
+from qntx_es.folds import (
+    Measure,
+    count,
+    first,
+    last,
+    least,
+    most,
+    total,
+)
 from qntx_es.host import (
     Host,
 )
@@ -191,6 +200,7 @@ __all__ = [
     "LogDigest",
     "LogRegression",
     "LossyValue",
+    "Measure",
     "MissingExtra",
     "NotFinite",
     "NotYetCommitted",
@@ -238,4 +248,10 @@ __all__ = [
     "Verified",
     "WaitTimeout",
     "computed_id",
+    "count",
+    "first",
+    "last",
+    "least",
+    "most",
+    "total",
 ]

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, func, select
 
 from qntx_es.attestation import Json, Payload, instant
 from qntx_es.domain import OPEN, Domain
+from qntx_es.folds import Fold
 from qntx_es.inbox import AppendRefused
 from qntx_es.projections.certificate import ModelRebuilt, ModelVerified
 from qntx_es.projections.ledger import (
@@ -56,7 +57,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """A handler that reads a context; `kind` is project or derive."""
+    """A handler that reads a context; `kind` is project, fold or derive."""
 
     domain: str
     handler: str
@@ -186,7 +187,10 @@ def _declares(domain: Domain, name: str) -> bool:
 
 def _read_by(name: str, domains: Sequence[Domain]) -> Iterable[Reader]:
     for domain in domains:
-        for kind, handlers in (("project", domain.projects), ("derive", domain.derives)):
-            for handler in handlers:
-                if handler.payload.context == name:
-                    yield Reader(domain.name, handler.name, kind)
+        for project in domain.projects:
+            if project.payload.context == name:
+                kind = "fold" if isinstance(project.function, Fold) else "project"
+                yield Reader(domain.name, project.name, kind)
+        for derive in domain.derives:
+            if derive.payload.context == name:
+                yield Reader(domain.name, derive.name, "derive")

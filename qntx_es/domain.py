@@ -32,6 +32,7 @@ from qntx_es.errors import (
     InvalidPayload,
     did_you_mean,
 )
+from qntx_es.folds import Fold, KeyPaths, Measure, fold_of
 from qntx_es.jobs import Backoff, Job, JobHandler, JobRequested, ScheduleFired
 from qntx_es.rows import ReadRows, Rows
 from qntx_es.services import ServiceRegistry
@@ -136,6 +137,11 @@ class Domain:
         return dict(self.metadata.tables)
 
     @property
+    def folds(self) -> list[Fold]:
+        """Those of the project handlers that were declared and not coded."""
+        return [one.function for one in self.projects if isinstance(one.function, Fold)]
+
+    @property
     def payloads(self) -> dict[str, type[Payload]]:
         """The payload classes this domain declares or reads, by context."""
         read = {one.context: one for one in self._read()}
@@ -222,6 +228,29 @@ class Domain:
             return function
 
         return register
+
+    def fold(
+        self, payload: type[Payload], /, *, into: Table, key: KeyPaths, **measures: Measure
+    ) -> None:
+        """Declare what a table keeps of each attestation of the payload's context, by key.
+
+        `code.fold(CommitRecorded, into=repositories, key="entity", commits=count())`: each keyword
+        is a column. A path is `entity`, `actor`, `position`, `recorded_at` or `payload.<field>`; a
+        key of several columns takes several, in their order or by name. Several folds and handlers
+        may write one table. Where a domain has nothing but folds, the database itself runs them.
+        """
+        called = f"fold into `{getattr(into, 'name', into)}`"
+        if not self._is_payload(called, payload):
+            return
+        if self.metadata.tables.get(getattr(into, "name", "")) is not into:
+            self._problems.append(f"{called}: it is no table of this domain")
+            return
+        made = fold_of(payload, into, key, measures)
+        if isinstance(made, list):
+            self._problems += [f"{called}: {problem}" for problem in made]
+            return
+        keys = None if made.is_by_entity else made.keys
+        self.projects.append(ProjectHandler(made.name, payload, made, keys))
 
     def derive(
         self, payload: type[P], *, name: str | None = None, since: str | None = None
@@ -495,7 +524,8 @@ def _names_of(name: str, field: FieldInfo) -> tuple[str, ...]:
 
 
 def _doubled(domain: Domain) -> list[str]:
-    names = [one.name for one in domain.projects] + [one.name for one in domain.derives]
+    coded = [one for one in domain.projects if not isinstance(one.function, Fold)]
+    names = [one.name for one in coded] + [one.name for one in domain.derives]
     names += [one.name.partition(".")[2] for one in domain.jobs]
     return [
         f"handler `{name}`: two handlers have this name; give one of them name="

@@ -7,6 +7,7 @@
             what is skipped, and whoever waits, is left out
     run     project handlers, then derive handlers, one attestation at a time
     open    the write transaction (SQLite: IMMEDIATE); a handler's own SQL opens it earlier
+            (where the database folds the range itself, nothing is read or run)
     move    the cursor, compared with what was looked at; if another was faster, all of it is undone
     flush   the rows, in bulk
     append  what was derived, like any caller's: into the inbox (SQLite: the log)
@@ -37,6 +38,7 @@ from qntx_es.domain import RETRIED
 from qntx_es.errors import LeaseLost, ProjectorOutdated, ProjectorPaused
 from qntx_es.log import COLUMNS
 from qntx_es.projections.cursor import Cursor, Look, advance, look
+from qntx_es.projections.folding import Folding, FoldRefused
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.ledger import (
     Change,
@@ -57,6 +59,7 @@ from qntx_es.sequencer import Sequencer
 from qntx_es.tables import attestations
 
 STORE_SECONDS = 0.25
+READ_MAX = 5_000
 WINDOW_MAX = 100_000
 
 
@@ -69,6 +72,52 @@ class Step:
     head: int
     matched: int
     derived: int
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """What a batch is made of: attestations that were read, or a range for the database to fold.
+
+    `size` counts them; of a range it counts positions.
+    """
+
+    rows: Sequence[RecordedRow]
+    until: int
+    size: int
+    is_folded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Portions:
+    """The portions of one projector, over one generation of its tables."""
+
+    handlers: Handlers
+    folding: Folding
+
+    @property
+    def size_max(self) -> int:
+        """How large a portion may be."""
+        return self.folding.size_max or READ_MAX
+
+    def after(
+        self, position: int, ceiling: int, size: int, connection: Connection, standing: Standing
+    ) -> Portion:
+        """Return what comes next, at most `size` of it: a range to fold where that does not show.
+
+        Who waits, and what was decided, is met one attestation at a time.
+        """
+        reach = self.folding.reach(position, ceiling, size)
+        if reach is not None and standing.is_plain(position, reach):
+            return Portion((), reach, reach - position, is_folded=True)
+        size = min(size, READ_MAX)
+        rows = read_batch(connection, self.handlers, position, ceiling, size)
+        return Portion(rows, rows[-1][0] if len(rows) == size else ceiling, len(rows))
+
+    def is_bare(self, portion: Portion, after: int, connection: Connection) -> bool:
+        """Tell whether nothing in a portion is for this projector."""
+        if portion.is_folded:
+            return not self.folding.finds(connection, after, portion.until)
+        return not portion.rows
 
 
 class Transaction:
@@ -109,12 +158,19 @@ class Batches:
         self._sequencer = sequencer
         self._handlers = handlers
         self._rows = rows
+        folding = Folding(handlers.domain, lambda table: table, is_sqlite=database.is_sqlite)
+        self._portions = Portions(handlers, folding)
         self._standing = Standing(handlers.domain.name, handlers.contexts)
         self._last: Cursor | None = None
         self._stored_at = 0.0
         # Until a batch is whole, the map may know what the database does not.
         self._is_whole = True
         self._began_at: Cursor | None = None
+
+    @property
+    def size_max(self) -> int:
+        """How large a batch may be."""
+        return self._portions.size_max
 
     def step(
         self,
@@ -134,6 +190,8 @@ class Batches:
         """
         try:
             step = self._step(size, until, decision, eager=eager)
+        except FoldRefused:
+            return self.step(size, until=until, eager=eager, decision=decision)
         except DBAPIError as error:
             # A swap may have put other tables under a batch that began before it.
             if self._is_overtaken():
@@ -179,30 +237,27 @@ class Batches:
             cursor, head = self._look(transaction(False))  # noqa: FBT003 - to read
             faults.point("batch.after_look")
             ceiling = head if until is None else min(until, head)
-            batch = read_batch(
-                transaction(False),  # noqa: FBT003 - to read
-                self._handlers,
-                cursor.position,
-                ceiling,
-                size,
-            )
-            if len(batch) == size:
-                ceiling = batch[-1][0]
-            is_idle = not batch and not eager and self._stored_lately()
-            if ceiling <= cursor.position or is_idle:
+            to_read = transaction(False)  # noqa: FBT003 - to read
+            portion = self._portions.after(cursor.position, ceiling, size, to_read, self._standing)
+            is_idle = not eager and self._stored_lately()
+            is_idle = is_idle and self._portions.is_bare(portion, cursor.position, to_read)
+            if portion.until <= cursor.position or is_idle:
                 self._is_whole = True
                 return Step(cursor.position, cursor.position, head, 0, 0)
             faults.point("batch.after_read")
             standing = self._standing
             if decision is not None and decision.at == cursor.position + 1:
                 standing = standing.knowing(decision)
-            stretch = standing.stretch(batch, ceiling)
+            stretch = standing.stretch(portion.rows, portion.until)
             moved = replace(cursor, position=stretch.ceiling)
             transaction.move = partial(advance, cursor, stretch.ceiling)
             said = project(
                 self._handlers, self._rows, standing, stretch, derives_from=cursor.derives_from
             )
             connection = transaction(True)  # noqa: FBT003 - to write
+            if portion.is_folded:
+                self._rows.forget()  # what is known of rows is of the past then
+                self._portions.folding.run(connection, cursor.position, portion.until)
             if stretch.change is not None:
                 standing = standing.after(stretch.change)
                 said += self._keep(connection, stretch.change)
@@ -215,7 +270,7 @@ class Batches:
         self._last, self._standing, self._is_whole = moved, standing, True
         self._stored_at = monotonic()
         self._rows.cool()
-        return Step(cursor.position, stretch.ceiling, head, len(batch), len(said))
+        return Step(cursor.position, stretch.ceiling, head, portion.size, len(said))
 
     def _look(self, connection: Connection) -> tuple[Cursor, int]:
         now = self._database.now(connection)

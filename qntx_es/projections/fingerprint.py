@@ -14,6 +14,7 @@ from sqlalchemy import Table
 
 from qntx_es.columns import default_of
 from qntx_es.domain import Domain
+from qntx_es.folds import Fold
 
 
 def fingerprint(domain: Domain) -> str | None:
@@ -34,6 +35,8 @@ def fingerprint(domain: Domain) -> str | None:
 
 
 def _source_of(function: Callable[..., object]) -> str:
+    if isinstance(function, Fold):
+        return f"{function.name} by {dict(function.key)!r} of {dict(function.measures)!r}"
     return dedent(inspect.getsource(function if inspect.isroutine(function) else type(function)))
 
 

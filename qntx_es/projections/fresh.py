@@ -13,7 +13,7 @@ who waited, and a rebuild says it with the swap.
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from threading import Event, Thread
@@ -37,9 +37,10 @@ from qntx_es.errors import (
     RebuildRunning,
 )
 from qntx_es.projections import generations
-from qntx_es.projections.batch import project, read_batch, worked_off
+from qntx_es.projections.batch import READ_MAX, Portions, project, worked_off
 from qntx_es.projections.cursor import Cursor, look
 from qntx_es.projections.derived import Derivations
+from qntx_es.projections.folding import Folding, FoldRefused
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.ledger import (
     ParkedEntity,
@@ -56,7 +57,8 @@ from qntx_es.projections.touches import Touches, WatchedRows
 from qntx_es.sequencer import Sequencer
 from qntx_es.tables import rebuilds
 
-BATCH = 5_000
+# A writer holds others up: what a batch takes on SQLite, everybody waits.
+BATCH_SECONDS = 0.5
 BEAT_SECONDS = 10.0
 
 
@@ -122,10 +124,10 @@ class Fresh:
         self._report = progress or (lambda _: None)
         self._holder = f"{somebody()}:{os.getpid()}:{uuid4()}"
         self._started = monotonic()
-        self._size = BATCH
+        self._size = READ_MAX
         self._derives = derives
         self._touches: Touches | None = None
-        self._rows = self._row_map()
+        self._rows, self._portions = self._row_map(), self._portions_of_these()
 
     @property
     def seconds(self) -> float:
@@ -172,7 +174,7 @@ class Fresh:
             generations.drop_fresh(connection, self.tables)
             self.tables = generations.create_fresh(connection, self.domain, self.generation)
         self._touches = touches
-        self._rows = self._row_map()
+        self._rows, self._portions = self._row_map(), self._portions_of_these()
         self.position, self._stands = 0, replace(self._stands, waiting={})
         self.fill("watching", to=to)
 
@@ -244,20 +246,33 @@ class Fresh:
             )
             self.tables = generations.create_fresh(connection, self.domain, self.generation)
         self.derivations.derives_from = live.derives_from
-        self._rows = self._row_map()
+        self._rows, self._portions = self._row_map(), self._portions_of_these()
 
     def _row_map(self) -> RowMap:
         """Return a map that knows nothing yet of the fresh tables."""
         shapes = [Shape(self.domain.tables[name]) for name in self.tables]
         if self._touches is None:
-            return RowMap(shapes, lambda table: self.tables[table.name])
-        return WatchedRows(shapes, lambda table: self.tables[table.name], self._touches)
+            return RowMap(shapes, self._fresh_of)
+        return WatchedRows(shapes, self._fresh_of, self._touches)
+
+    def _portions_of_these(self) -> Portions:
+        """Return the portions for the fresh tables; who listens for touches folds in Python."""
+        is_unfolded = self._touches is not None or not self.tables
+        domain = Domain(self.domain.name) if is_unfolded else self.domain
+        folding = Folding(domain, self._fresh_of, is_sqlite=self.database.is_sqlite)
+        return Portions(self._handlers, folding)
+
+    def _fresh_of(self, table: Table) -> Table:
+        return self.tables[table.name]
 
     def _fill_cut(self, state: str, target: int) -> None:
         """Fill one batch; what fails in bulk may be right one at a time, as it is live."""
+        began = monotonic()
         try:
             with self.database.write() as connection:
                 filled = self._fill_batch(connection, state, target)
+        except FoldRefused:
+            return
         except HandlerFailed:
             self._rows.forget()
             if self._size == 1:
@@ -270,14 +285,18 @@ class Fresh:
         self.derivations.keep()
         self.position, self._stands = filled.position, filled.standing
         self._said += filled.owed
-        self._size = min(BATCH, self._size * 2)
+        if monotonic() - began < BATCH_SECONDS:
+            self._size = min(self._portions.size_max, self._size * 2)
 
     def _fill_batch(self, connection: Connection, state: str, target: int) -> _Filled:
         self._rows.connect = lambda _: connection
         self.mark(connection, state, self.position, target)
-        batch = read_batch(connection, self._handlers, self.position, target, self._size)
-        ceiling = batch[-1][0] if len(batch) == self._size else target
-        stretch, is_owed = self._stretch(batch, ceiling)
+        portion = self._portions.after(self.position, target, self._size, connection, self._stands)
+        if portion.is_folded:
+            self._portions.folding.run(connection, self.position, portion.until)
+            self.mark(connection, state, portion.until, target)
+            return _Filled(portion.until, self._stands)
+        stretch, is_owed = self._stretch(portion.rows, portion.until)
         said = self._project(connection, stretch, is_owed=is_owed)
         self.mark(connection, state, stretch.ceiling, target)
         standing = self._stands
@@ -286,7 +305,7 @@ class Fresh:
         owed = tuple((stretch.rows[0], one) for one in said) if is_owed else ()
         return _Filled(stretch.ceiling, standing, owed)
 
-    def _stretch(self, batch: list[RecordedRow], ceiling: int) -> tuple[Stretch, bool]:
+    def _stretch(self, batch: Sequence[RecordedRow], ceiling: int) -> tuple[Stretch, bool]:
         """Return what comes first, and whether it is one source whose outputs are owed."""
         stretch = self._stands.stretch(batch, ceiling)
         first = next((n for n, row in enumerate(stretch.rows) if _is_owed(row, self._owed)), None)

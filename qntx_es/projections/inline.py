@@ -7,6 +7,7 @@ the domain, has old code or comes in the middle of a rebuild.
 """
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from time import monotonic
 
@@ -15,8 +16,16 @@ from sqlalchemy.exc import DBAPIError
 
 from qntx_es.database import Database, is_trouble
 from qntx_es.errors import LeaseLost, ProjectorOutdated, ProjectorPaused
-from qntx_es.projections.batch import STORE_SECONDS, Step, project, read_batch, usable
+from qntx_es.projections.batch import (
+    STORE_SECONDS,
+    Portion,
+    Portions,
+    Step,
+    project,
+    usable,
+)
 from qntx_es.projections.cursor import Cursor, advance, look
+from qntx_es.projections.folding import Folding, FoldRefused
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.ledger import Ledger, Standing, read_ledger
 from qntx_es.projections.recovery import HandlerFailed, InHand, record_failure
@@ -37,9 +46,16 @@ class InlineBatches:
         self._sequencer = sequencer
         self._handlers = handlers
         self._rows = rows
+        folding = Folding(handlers.domain, lambda table: table, is_sqlite=database.is_sqlite)
+        self._portions = Portions(handlers, folding)
         self._degraded_at: int | None = None
         self._standing = (0, Standing(handlers.domain.name, handlers.contexts))
         self._stored_at = 0.0
+
+    @property
+    def size_max(self) -> int:
+        """How large a batch may be."""
+        return self._portions.size_max
 
     @property
     def contexts(self) -> frozenset[str]:
@@ -86,15 +102,25 @@ class InlineBatches:
         self._rows.connect = lambda _: connection
         cursor, head = self._look(connection)
         ceiling = head if until is None else min(until, head)
-        batch = read_batch(connection, self._handlers, cursor.position, ceiling, size)
-        if len(batch) == size:
-            ceiling = batch[-1][0]
-        if ceiling > cursor.position:
-            advance(cursor, ceiling, connection)
-            standing = self._standing_under(connection, cursor)
-            stretch = standing.stretch(batch, ceiling)
-            project(self._handlers, self._rows, standing, stretch, derives_from=None)
-        return Step(cursor.position, ceiling, head, len(batch), 0)
+        standing = self._standing_under(connection, cursor)
+        portion = self._portions.after(cursor.position, ceiling, size, connection, standing)
+        if portion.until > cursor.position:
+            try:
+                with connection.begin_nested() if portion.is_folded else nullcontext():
+                    self._write(connection, cursor, standing, portion)
+            except FoldRefused:
+                return self._project(connection, size, until)
+        return Step(cursor.position, portion.until, head, portion.size, 0)
+
+    def _write(
+        self, connection: Connection, cursor: Cursor, standing: Standing, portion: Portion
+    ) -> None:
+        advance(cursor, portion.until, connection)
+        if portion.is_folded:
+            self._portions.folding.run(connection, cursor.position, portion.until)
+            return
+        stretch = standing.stretch(portion.rows, portion.until)
+        project(self._handlers, self._rows, standing, stretch, derives_from=None)
 
     def _standing_under(self, connection: Connection, cursor: Cursor) -> Standing:
         """Return what is left out: nobody is parked inline, and who skips changes the token."""

@@ -164,6 +164,11 @@ class Standing:
             return replace(self, ledger=replace(known, parked={**known.parked, said.at: said}))
         return replace(self, ledger=replace(known, left_out=known.left_out | {said.position}))
 
+    def is_plain(self, after: int, until: int) -> bool:
+        """Tell whether nobody waits, and nothing was decided about what lies in between."""
+        decided = (*self.ledger.left_out, *self.ledger.parked)
+        return not self.waiting and not any(after < one <= until for one in decided)
+
     def stretch(self, batch: Sequence[RecordedRow], ceiling: int) -> Stretch:
         """Return what comes first of a batch that reaches up to `ceiling`."""
         for number, row in enumerate(batch):

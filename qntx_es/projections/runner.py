@@ -20,7 +20,6 @@ from qntx_es.projections.ledger import PARKED_MAX, read_waiting
 from qntx_es.projections.recovery import ATTEMPTS, HandlerFailed, choice_of, record_failure
 
 SIZE_FIRST = 200
-SIZE_MAX = 5_000
 LIVE_SECONDS = 0.1
 CATCH_UP_SECONDS = 1.0
 RETRY_SECONDS = 0.05
@@ -30,6 +29,11 @@ STAND_BY_SECONDS = 60.0
 
 class Stepping(Protocol):
     """Batches, inline or not."""
+
+    @property
+    def size_max(self) -> int:
+        """How large a batch may be."""
+        ...
 
     def step(self, size: int, *, until: int | None = None, eager: bool = True) -> Step:
         """Project the next batch."""
@@ -84,7 +88,7 @@ class Runner:
         if step.matched < self.size:
             return
         wanted = self.size * seconds / max(took, 1e-3)
-        self.size = int(max(1, min(SIZE_MAX, wanted, self.size * 2)))
+        self.size = int(max(1, min(self.batches.size_max, wanted, self.size * 2)))
 
     def _find(self, failed: HandlerFailed) -> Step:
         """Project what stands before the failing attestation, then that one alone."""

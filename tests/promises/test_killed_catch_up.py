@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Column, Float, Integer, String, select
 
 from qntx_es import Attestation, Domain, Host, Payload, ReadRows, Recorded, Rows, faults
-from qntx_es.projections import runner
+from qntx_es.projections import batch
 from qntx_es.tables import cursors
 
 KILLS = 20
@@ -120,7 +120,7 @@ def notice(flagged: Recorded[Flagged], rows: ReadRows) -> Iterator[Attestation]:
 
 def small_batches(host: Host) -> Host:
     """Keep every batch small, so that there are many to die in."""
-    runner.SIZE_MAX = BATCH
+    batch.READ_MAX = BATCH
     for one in host._runners.values():  # noqa: SLF001 - a host chooses its sizes by time
         one.size = BATCH
     return host

@@ -23,6 +23,11 @@ from qntx_es import (
     Row,
     Rows,
     ServiceRegistry,
+    count,
+    first,
+    last,
+    most,
+    total,
 )
 
 
@@ -56,6 +61,18 @@ repositories = code.table(
     "repositories",
     Column("entity", String, primary_key=True),
     Column("commits", Integer, nullable=False, default=0),
+)
+
+
+code.fold(Analyzed, into=repositories, key="entity", commits=count())
+code.fold(Analyzed, into=repositories, key=["entity"], commits=total("payload.loc"))
+code.fold(
+    Cloned,
+    into=repositories,
+    key={"entity": "entity"},
+    path=first("payload.path"),
+    branch=last("payload.branch"),
+    position=most("position"),
 )
 
 
