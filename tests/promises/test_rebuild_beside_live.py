@@ -301,7 +301,8 @@ def test_appenders_runners_and_readers_do_not_notice(
     assert [one.generation for one in rebuilt] == [2, 3, 4, 5]
     fold = Host(f"sqlite:///{tmp_path / 'fold.db'}", [make_ledger()])
     fold.upgrade()
-    fold.append(moves(ledger, 0, appended))
+    for start in range(0, appended, 5_000):
+        fold.append(moves(ledger, start, min(5_000, appended - start)))
     fold.catch_up()
     assert rows_of(host, ledger) == rows_of(fold, ledger)
     assert sorted(one.id for one in host.ax(contexts="odd")) == sorted(
