@@ -293,6 +293,7 @@ class Fresh:
         self.mark(connection, state, self.position, target)
         portion = self._portions.after(self.position, target, self._size, connection, self._stands)
         if portion.is_folded:
+            self._rows.forget()  # what is known of rows is of the past then
             self._portions.folding.run(connection, self.position, portion.until)
             self.mark(connection, state, portion.until, target)
             return _Filled(portion.until, self._stands)

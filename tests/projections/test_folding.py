@@ -17,6 +17,7 @@ from qntx_es import (
     Rows,
     count,
     last,
+    most,
     total,
 )
 from qntx_es.projections.folding import Folding, FoldRefused, is_apart
@@ -163,6 +164,24 @@ def test_a_rebuild_fills_by_folds(host_of: HostOf) -> None:
 
     assert rebuilt.is_same
     assert rows_of(host, sales) == before == [("a", 101, 2457, 101)]
+
+
+def test_what_python_read_before_the_database_folded_is_read_anew(host_of: HostOf) -> None:
+    """Between ranges that Python has to fold, what the database folded is not forgotten."""
+    shop = Domain("shop")
+    sales = shop.table(
+        "sales", Column("entity", String, primary_key=True), Column("best", BigInteger)
+    )
+    shop.fold(Sold, into=sales, key="entity", best=most("payload.cents"))
+    host = host_of(shop)
+    sell(host, "7", *[1] * 4_999)
+    sell(host, 1_000_000, *[1] * 9_999)
+    sell(host, "500")
+    host.catch_up()
+    assert rows_of(host, sales) == [("a", 1_000_000)]
+
+    assert host.rebuild("shop").is_same
+    assert rows_of(host, sales) == [("a", 1_000_000)]
 
 
 def test_folds_and_handlers_may_write_one_table(host_of: HostOf) -> None:
