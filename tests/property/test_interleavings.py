@@ -514,10 +514,11 @@ def test_no_interleaving_loses_or_disorders_anything(url: str, stack: ExitStack)
         "read beside open transactions",
         "appended where the way in was taken",
         "appended on a condition",
-        "refused on a condition",
     )
     assert all(Interleavings.met[name] for name in rare), Interleavings.met
-    assert Interleavings.met["several transactions in one pass"] or kind is OnSqlite
+    # Fewer examples do not always meet a refusal: on SQLite test_conditions sees to it.
+    for rarer in ("several transactions in one pass", "refused on a condition"):
+        assert Interleavings.met[rarer] or kind is OnSqlite, Interleavings.met
 
 
 # The checker is checked.
