@@ -233,7 +233,8 @@ def test_a_decision_that_crashes_is_taken_once(
     """A crash around the batch that parks or skips leaves each decision once, and rows that fit."""
     start = 0
     for point in PASSED_BY_BATCHES:
-        for nth in (1, 2):
+        # Both go one way: the second batch is met for one of them.
+        for nth in (1, 2) if on_failure == "park" else (1,):
             host = failing_host(url, on_failure, {"account 1"})
             host.append(moves(f"{point} {nth}"))
             with faults.planned(crash_at(point, nth)), suppress(Crash):
