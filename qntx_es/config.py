@@ -35,6 +35,8 @@ class Settings(BaseModel):
     job_threads: int = Field(default=4, ge=1, le=256)
     lock_seconds: float = Field(default=10.0, ge=0.01, le=3_600)
     lease_seconds: float = Field(default=15.0, ge=0.1, le=3_600)
+    batch_seconds: float = Field(default=60.0, ge=0.1, le=86_400)
+    drain_seconds: float = Field(default=10.0, ge=0, le=3_600)
     ax_seconds: float = Field(default=5.0, ge=0.01, le=3_600)
 
 

@@ -99,9 +99,11 @@ class Domain:
     `version` is the read model's: a new one means a rebuild. `emits` are the payload classes it may
     attest, which document their contexts, or globs of contexts; `actors` are those it may speak as,
     beside `<name>@plugin`, and `attest` uses the first. `inline` domains are projected with the
-    positions themselves, and do not derive. `on_failure` is what becomes of an attestation at which
-    a handler has failed three times: the projector stops before it, parks its entity (all that is
-    said about it waits from there on, in order, until it is retried), or skips it.
+    positions themselves, and do not derive. The entities of a domain that is `by_entity` are
+    independent: what is said about one writes rows of that one, and adds to others, so ranges of
+    them may be projected by several processes. `on_failure` is what becomes of an attestation at
+    which a handler has failed three times: the projector stops before it, parks its entity (all
+    that is said about it waits from there on, in order, until it is retried), or skips it.
     """
 
     def __init__(  # noqa: PLR0913 - one keyword a choice
@@ -112,6 +114,7 @@ class Domain:
         emits: Emits | Iterable[Emits] | None = None,
         actors: str | Iterable[str] = (),
         inline: bool = False,
+        by_entity: bool = False,
         on_failure: OnFailure = "stop",
     ) -> None:
         self.name = name
@@ -121,6 +124,7 @@ class Domain:
         self.emits = None if emits is None else tuple(map(_context_of, given))
         self.actors = _texts(actors) or (f"{name}@plugin",)
         self.inline = inline
+        self.by_entity = by_entity
         self.on_failure: OnFailure = on_failure
         self.metadata = MetaData()
         self.projects: list[ProjectHandler] = []
@@ -392,6 +396,12 @@ class Domain:
         found += [problem for one in self._read_or_lifted() for problem in self._gaps(one)]
         if self.inline and self.derives:
             found.append("an inline domain does not derive: its rows are at the head")
+        if self.by_entity:
+            found += [
+                f"{one.name}: keyed by no entity, a by_entity domain may only count and total"
+                for one in self.folds
+                if not one.is_apart_by_entity
+            ]
         return found + self._recovery_problems() + _doubled(self)
 
     def _recovery_problems(self) -> list[str]:

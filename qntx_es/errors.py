@@ -267,6 +267,23 @@ class LeaseLost(QntxError):
     """Another runner moved this cursor; this batch was undone and will be read again."""
 
 
+class StandingBy(LeaseLost):
+    """Another host projects here, for as long as it renews its lease."""
+
+    def __init__(self, domain: str, holder: str, seconds_left: float) -> None:
+        self.holder = holder
+        self.seconds_left = seconds_left
+        super().__init__(f"`{domain}` is held by {holder}, for {seconds_left:.1f} s unless renewed")
+
+
+class RangeGone(LeaseLost):
+    """The domain's slices were cut in another way meanwhile: look which ranges there are now."""
+
+
+class BatchStuck(QntxError):
+    """A batch does not end, and can never commit. Mend what its handler waits for, and restart."""
+
+
 class CursorWouldRegress(QntxError):
     """A cursor only moves forward. To go back, rebuild."""
 

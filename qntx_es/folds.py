@@ -120,6 +120,8 @@ class Fold:
         self._kept = _of_verbs(measures, (*COMPARED, "last"))
         self._is_compared = any(verb in COMPARED for verb, _ in self._kept.values())
         self.is_by_entity = [one.path for one in key.values()] == ["entity"]
+        # Amounts may come in any order; what is kept is of one entity, or of nobody in particular.
+        self.is_apart_by_entity = not self._kept or "entity" in [one.path for one in key.values()]
 
     def __call__(self, recorded: Recorded[Any], rows: Rows) -> None:
         """Write what follows from one attestation: this is what a fold means."""

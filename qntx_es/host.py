@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Self, TypeVar, overload
@@ -43,16 +44,18 @@ from qntx_es.log import Log
 from qntx_es.projections import generations
 from qntx_es.projections.batch import Batches
 from qntx_es.projections.comparison import Comparison
-from qntx_es.projections.cursor import look
+from qntx_es.projections.cursor import cursors_of
 from qntx_es.projections.fresh import RebuildProgress
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.inline import InlineBatches, InlineProjectors
 from qntx_es.projections.interventions import Interventions
+from qntx_es.projections.lease import Leases
 from qntx_es.projections.ledger import ParkedEntity, read_waiting
+from qntx_es.projections.projector import Projector
 from qntx_es.projections.rebuild import Rebuild, Rebuilt
 from qntx_es.projections.rows import RowMap
-from qntx_es.projections.runner import Runner
 from qntx_es.projections.shape import Shape
+from qntx_es.projections.slices import Slices
 from qntx_es.projections.status import ProjectorStatus, statuses
 from qntx_es.projections.supervisor import Supervisor
 from qntx_es.projections.travel import Travelled, diff, travel
@@ -361,7 +364,7 @@ class Host:
         """
         self.domain(name)
         retried = self._interventions(name, by).retry(position, entity)
-        self._runners[name].catch_up()
+        self._projectors[name].catch_up()
         entities = {one.parked_entity for one in retried}
         return [one for one in self.parked(name) if one.entity in entities]
 
@@ -390,7 +393,7 @@ class Host:
         self.get_ready()
         self._make_indexes()
         self._stopping.clear()
-        supervisor = Supervisor(self._runners.values(), self._stopping, self._moved)
+        supervisor = Supervisor(self._projectors.values(), self._stopping, self._moved)
         worker, ticker = self._worker(), self._ticker()
         threads = [
             threading.Thread(target=worker.run, args=(self.settings.job_threads,), name="worker"),
@@ -398,6 +401,7 @@ class Host:
         ]
         listener = Listener(self.database, self._wake, self._stopping)
         self._supervisor, self._running_worker = supervisor, worker
+        leases = self._lease()
         supervisor.start()
         listener.start()
         for thread in threads:
@@ -410,7 +414,9 @@ class Host:
             listener.join()
             for thread in threads:
                 thread.join()
-            supervisor.join()
+            supervisor.join(self.settings.drain_seconds)
+            self._lease_no_more(leases)
+            self._tell()  # somebody else may take over at once
             self._hints.close()
             self._supervisor = self._running_worker = None
             self._stopping.clear()
@@ -480,19 +486,32 @@ class Host:
         return self.domains[name]
 
     def statuses(self) -> list[ProjectorStatus]:
-        """Return how every projector the database knows stands, by name."""
+        """Return how every projector the database knows stands, by name.
+
+        While this host runs, one that another moves is *standby* here.
+        """
         self.database.check()
         with self.database.read() as connection:
-            return statuses(connection, self.domains, self.database.now(connection))
+            found = statuses(connection, self.domains, self.database.now(connection))
+        if self._supervisor is None:
+            return found
+        return [self._as_seen_here(one) for one in found]
+
+    def _as_seen_here(self, status: ProjectorStatus) -> ProjectorStatus:
+        projector = self._projectors.get(status.name)
+        is_anothers = projector is not None and status.holder and not projector.is_holding
+        return (
+            replace(status, state="standby") if is_anothers and status.state == "live" else status
+        )
 
     def parked(self, name: str) -> list[ParkedEntity]:
         """Return whose attestations wait in a projector, from which position on, and why."""
         self.database.check()
         with self.database.read() as connection:
-            cursor = look(connection, name, self.database.now(connection)).cursor
-            if cursor is None:
+            cursors = cursors_of(connection, name)
+            if not cursors:
                 return []
-            return list(read_waiting(connection, name, cursor.version).values())
+            return list(read_waiting(connection, name, cursors[0].version).values())
 
     def catalogue(self, *, counted: bool = True) -> list[Context]:
         """Return every context that is known here or in the log, what it says, and how often.
@@ -561,12 +580,13 @@ class Host:
         for domain in self._undeclared():
             try:
                 with self.database.write() as connection:
-                    generations.create_live(connection, domain, self.database.now(connection))
+                    generations.create_live(connection, domain)
             except DBAPIError as error:
                 self._leave_out(domain, error)
         self._sequencer.inline = InlineProjectors(
             batches
-            for runner in self._runners.values()
+            for projector in self._projectors.values()
+            for runner in projector.runners
             if isinstance(batches := runner.batches, InlineBatches)
         )
         self._is_ready = True
@@ -589,21 +609,40 @@ class Host:
         return [domain for name, domain in self.domains.items() if name not in known]
 
     @cached_property
-    def _runners(self) -> dict[str, Runner]:
-        return {name: self._runner(domain) for name, domain in self.domains.items()}
+    def _projectors(self) -> dict[str, Projector]:
+        return {name: self._projector(domain) for name, domain in self.domains.items()}
 
-    def _runner(self, domain: Domain) -> Runner:
+    def _projector(self, domain: Domain) -> Projector:
         handlers = Handlers(domain)
-        shapes = [Shape(table) for table in domain.tables.values()]
-        parts = (self.database, self._sequencer, handlers, RowMap(shapes, lambda table: table))
-        batches = InlineBatches(*parts) if domain.inline else Batches(*parts)
-        return Runner(self.database, domain, batches, self._stopping)
+
+        def batches_of(slices: Slices) -> Batches | InlineBatches:
+            shapes = [Shape(table) for table in domain.tables.values()]
+            parts = (self.database, self._sequencer, handlers, RowMap(shapes, lambda table: table))
+            return InlineBatches(*parts) if domain.inline else Batches(*parts, slices)
+
+        return Projector(self.database, domain, batches_of, self._stopping)
+
+    def _lease(self) -> Leases:
+        """Let every projector move only what this host holds from here on."""
+        leases = Leases(
+            self.database,
+            seconds=self.settings.lease_seconds,
+            batch_seconds=self.settings.batch_seconds,
+        )
+        for projector in self._projectors.values():
+            projector.lease_from(leases)
+        return leases
+
+    def _lease_no_more(self, leases: Leases) -> None:
+        leases.close()
+        for projector in self._projectors.values():
+            projector.lease_from(None)
 
     def _catch_up_projectors(self) -> None:
         while True:
             self._sequencer.run_pass()
             before = self.log.head()
-            stopped = [error for one in self._runners.values() if (error := _catch_up(one))]
+            stopped = [error for one in self._projectors.values() if (error := _catch_up(one))]
             if self.log.head() != before:
                 continue
             if stopped:
@@ -669,18 +708,17 @@ class Host:
     def _reached(self, name: str, position: int) -> int:
         """Return where a projector is. Raises `ProjectorPaused` if it stands before `position`."""
         with self.database.read() as connection:
-            cursor = look(connection, name, self.database.now(connection)).cursor
-        if cursor is None:
-            return 0
-        if cursor.pause is not None and cursor.position < position:
-            raise ProjectorPaused(name, str(cursor.pause))
-        return cursor.position
+            found = cursors_of(connection, name)
+        reached = min((one.position for one in found), default=0)
+        if found and found[0].pause is not None and reached < position:
+            raise ProjectorPaused(name, str(found[0].pause))
+        return reached
 
 
-def _catch_up(runner: Runner) -> ProjectorStopped | ProjectorOutdated | None:
+def _catch_up(projector: Projector) -> ProjectorStopped | ProjectorOutdated | None:
     """Catch up, and return why it did not: others need not wait for the one that stands."""
     try:
-        runner.catch_up()
+        projector.catch_up()
     except ProjectorPaused:
         return None
     except (ProjectorStopped, ProjectorOutdated) as error:

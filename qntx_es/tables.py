@@ -120,10 +120,13 @@ inbox = Table(
     info={"only_on": "postgresql"},
 )
 
+# One row for each range of slices that is projected by itself; nearly always that is one.
 cursors = Table(
     "qntx_cursors",
     metadata,
     Column("domain", Words, primary_key=True),
+    Column("first_slice", SmallInteger, primary_key=True, autoincrement=False),
+    Column("last_slice", SmallInteger, nullable=False),
     Column("position", BigInteger, nullable=False),
     Column("token", BigInteger, nullable=False),
     Column("version", Integer, nullable=False),
@@ -147,6 +150,8 @@ failures = Table(
     "qntx_failures",
     metadata,
     Column("domain", Words, primary_key=True),
+    Column("first_slice", SmallInteger, primary_key=True, autoincrement=False),
+    Column("state", Words, nullable=False),
     Column("cursor", BigInteger, nullable=False),
     Column("position", BigInteger, nullable=False),
     Column("handler", Words, nullable=False),

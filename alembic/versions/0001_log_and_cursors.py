@@ -597,6 +597,8 @@ def create_projectors() -> None:
     op.create_table(
         "qntx_cursors",
         sa.Column("domain", WORDS, primary_key=True),
+        sa.Column("first_slice", sa.SmallInteger, primary_key=True, autoincrement=False),
+        sa.Column("last_slice", sa.SmallInteger, nullable=False),
         sa.Column("position", sa.BigInteger, nullable=False),
         sa.Column("token", sa.BigInteger, nullable=False),
         sa.Column("version", sa.Integer, nullable=False),
@@ -616,6 +618,8 @@ def create_projectors() -> None:
     op.create_table(
         "qntx_failures",
         sa.Column("domain", WORDS, primary_key=True),
+        sa.Column("first_slice", sa.SmallInteger, primary_key=True, autoincrement=False),
+        sa.Column("state", WORDS, nullable=False),
         sa.Column("cursor", sa.BigInteger, nullable=False),
         sa.Column("position", sa.BigInteger, nullable=False),
         sa.Column("handler", WORDS, nullable=False),

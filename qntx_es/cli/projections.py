@@ -28,7 +28,9 @@ STYLES = {
     "degraded": "yellow",
     "outdated": "yellow",
     "retired": "yellow",
+    "standby": "green",
     "stopped": "bold red",
+    "stuck": "bold red",
 }
 COLUMNS = (
     Column("domain"),
@@ -40,6 +42,12 @@ COLUMNS = (
     Column("parked", is_number=True, is_spare=True),
     Column("generation", is_number=True, least_width=90),
     Column("remark", is_spare=True),
+)
+RANGES = (
+    Column("slices"),
+    Column("cursor", is_number=True),
+    Column("lag", is_number=True),
+    Column("held by", is_spare=True),
 )
 
 
@@ -212,7 +220,7 @@ def _remark(status: ProjectorStatus) -> str | None:
         return str(status.pause)
     if status.failure is not None:
         return f"{status.failure.handler}: {status.failure.error}"
-    return status.rebuild
+    return status.rebuild or status.why
 
 
 def _tell_the_rest(found: Sequence[ProjectorStatus], session: Session) -> None:
@@ -237,6 +245,10 @@ def _describe(status: ProjectorStatus, out: Output) -> None:
         ("head", status.head),
         ("lag", status.lag),
     ]
+    if status.holder:
+        facts.append(("held by", status.holder))
+    if status.why:
+        facts.append(("why", status.why))
     if status.parked:
         facts.append(("parked", status.parked))
     if status.lag:
@@ -248,6 +260,10 @@ def _describe(status: ProjectorStatus, out: Output) -> None:
         facts.append(("rebuild", status.rebuild))
     out.say(status.name, style="bold")
     out.table((Column(""), Column("", styles=STYLES)), facts, with_titles=False)
+    if len(status.ranges) > 1:
+        out.table(
+            RANGES, [(one.slices, one.position, one.lag, one.holder) for one in status.ranges]
+        )
     if status.failure is not None:
         _explain(status.failure, out)
 

@@ -28,18 +28,19 @@ from functools import cache, partial
 from time import monotonic
 from typing import Any, cast
 
-from sqlalchemy import Connection, Select, bindparam, select
+from sqlalchemy import Connection, Select, bindparam, or_, select
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from qntx_es import faults
 from qntx_es.attestation import Attestation, RecordedRow
 from qntx_es.database import Database
 from qntx_es.domain import RETRIED
-from qntx_es.errors import LeaseLost, ProjectorOutdated, ProjectorPaused
+from qntx_es.errors import LeaseLost, ProjectorOutdated, ProjectorPaused, RangeGone, StandingBy
 from qntx_es.log import COLUMNS
 from qntx_es.projections.cursor import Cursor, Look, advance, look
 from qntx_es.projections.folding import Folding, FoldRefused
 from qntx_es.projections.handlers import Handlers
+from qntx_es.projections.lease import Leases
 from qntx_es.projections.ledger import (
     Change,
     Decision,
@@ -55,6 +56,7 @@ from qntx_es.projections.ledger import (
 )
 from qntx_es.projections.recovery import HandlerFailed, InHand
 from qntx_es.projections.rows import RowMap
+from qntx_es.projections.slices import ALL, Slices
 from qntx_es.sequencer import Sequencer
 from qntx_es.tables import attestations
 
@@ -93,6 +95,7 @@ class Portions:
 
     handlers: Handlers
     folding: Folding
+    slices: Slices = ALL
 
     @property
     def size_max(self) -> int:
@@ -110,7 +113,7 @@ class Portions:
         if reach is not None and standing.is_plain(position, reach):
             return Portion((), reach, reach - position, is_folded=True)
         size = min(size, READ_MAX)
-        rows = read_batch(connection, self.handlers, position, ceiling, size)
+        rows = read_batch(connection, self.handlers, self.slices, position, ceiling, size)
         return Portion(rows, rows[-1][0] if len(rows) == size else ceiling, len(rows))
 
     def is_bare(self, portion: Portion, after: int, connection: Connection) -> bool:
@@ -149,17 +152,28 @@ class Transaction:
 
 
 class Batches:
-    """The batches of one projector: a domain's handlers over one generation of its tables."""
+    """The batches of one projector: a domain's handlers over one generation of its tables.
+
+    `leases` are those of the host that it runs in; without, nobody may hold one.
+    """
 
     def __init__(
-        self, database: Database, sequencer: Sequencer, handlers: Handlers, rows: RowMap
+        self,
+        database: Database,
+        sequencer: Sequencer,
+        handlers: Handlers,
+        rows: RowMap,
+        slices: Slices = ALL,
     ) -> None:
+        self.leases: Leases | None = None
+        self._slices = slices
         self._database = database
         self._sequencer = sequencer
         self._handlers = handlers
         self._rows = rows
-        folding = Folding(handlers.domain, lambda table: table, is_sqlite=database.is_sqlite)
-        self._portions = Portions(handlers, folding)
+        on_sqlite = database.is_sqlite
+        folding = Folding(handlers.domain, lambda table: table, slices, is_sqlite=on_sqlite)
+        self._portions = Portions(handlers, folding, slices)
         self._standing = Standing(handlers.domain.name, handlers.contexts)
         self._last: Cursor | None = None
         self._stored_at = 0.0
@@ -171,6 +185,13 @@ class Batches:
     def size_max(self) -> int:
         """How large a batch may be."""
         return self._portions.size_max
+
+    def check(self, seen: Look) -> Cursor:
+        """Return the cursor that may be moved, or raise why it may not."""
+        if seen.cursor is None and self._handlers.domain.by_entity:
+            raise RangeGone
+        ours = None if self.leases is None else self.leases.holder
+        return usable(self._handlers, seen, ours)
 
     def step(
         self,
@@ -274,9 +295,9 @@ class Batches:
 
     def _look(self, connection: Connection) -> tuple[Cursor, int]:
         now = self._database.now(connection)
-        seen = look(connection, self._handlers.domain.name, now)
+        seen = look(connection, self._handlers.domain.name, now, self._slices)
         self._began_at = seen.cursor
-        cursor = usable(self._handlers, seen)
+        cursor = self.check(seen)
         if cursor != self._last:
             self._forget()
             self._standing = read_standing(connection, self._handlers, cursor)
@@ -297,7 +318,8 @@ class Batches:
 
     def _is_overtaken(self) -> bool:
         with self._database.read() as connection:
-            seen = look(connection, self._handlers.domain.name, self._database.now(connection))
+            now = self._database.now(connection)
+            seen = look(connection, self._handlers.domain.name, now, self._slices)
         return seen.cursor != self._began_at
 
     def _stored_lately(self) -> bool:
@@ -309,8 +331,11 @@ def _nothing_to_move(_: Connection) -> None:
     raise RuntimeError(message)
 
 
-def usable(handlers: Handlers, seen: Look) -> Cursor:
-    """Return the cursor these handlers may move, or raise why they may not."""
+def usable(handlers: Handlers, seen: Look, ours: str | None = None) -> Cursor:
+    """Return the cursor these handlers may move, or raise why they may not.
+
+    Another's lease forbids it; `ours` does not.
+    """
     domain, cursor = handlers.domain, seen.cursor
     if cursor is None:
         raise ProjectorOutdated(
@@ -328,8 +353,8 @@ def usable(handlers: Handlers, seen: Look) -> Cursor:
         )
     if cursor.pause is not None:
         raise ProjectorPaused(domain.name, str(cursor.pause))
-    if seen.holder is not None:
-        raise LeaseLost(f"`{domain.name}` is held by {seen.holder}")
+    if seen.holder is not None and seen.holder.name != ours:
+        raise StandingBy(domain.name, seen.holder.name, seen.holder.seconds_left)
     return cursor
 
 
@@ -392,8 +417,13 @@ def worked_off(connection: Connection, standing: Standing, change: Change) -> Se
     return replace(standing, waiting={}).that_count(waited)
 
 
-def read_batch(
-    connection: Connection, handlers: Handlers, after: int, until: int, size: int
+def read_batch(  # noqa: PLR0913, PLR0917 - what is read, and how much of it
+    connection: Connection,
+    handlers: Handlers,
+    slices: Slices,
+    after: int,
+    until: int,
+    size: int,
 ) -> list[RecordedRow]:
     """Return the next attestations the handlers are for, and retries, at most `size`, in order.
 
@@ -404,7 +434,7 @@ def read_batch(
     window = size
     while handlers.contexts and after < until and len(found) < size:
         to = min(until, after + window)
-        asked = _asked(handlers.contexts | {RETRIED}).limit(size - len(found))
+        asked = _asked(handlers.contexts | {RETRIED}, slices).limit(size - len(found))
         result = connection.execute(asked, {"after": after, "until": to})
         # The driver's own tuples: no column needs converting, and a Row costs more than it gives.
         found += cast("Any", result.cursor).fetchall()
@@ -413,15 +443,20 @@ def read_batch(
 
 
 @cache
-def _asked(contexts: frozenset[str]) -> Select[Any]:
+def _asked(contexts: frozenset[str], slices: Slices) -> Select[Any]:
     position = attestations.c.position
-    return (
+    asked = (
         select(*COLUMNS)
         .with_hint(attestations, "NOT INDEXED", "sqlite")
         .where(position > bindparam("after"), position <= bindparam("until"))
         .where(attestations.c.context.in_(sorted(contexts)))
         .order_by(position)
     )
+    if slices.is_all:
+        return asked
+    # A retry is about the projector, and every range looks whether it is its entity's.
+    ours = attestations.c.slice.between(slices.first, slices.last)
+    return asked.where(or_(ours, attestations.c.context == RETRIED))
 
 
 def flush(rows: RowMap, connection: Connection, batch: Sequence[RecordedRow]) -> None:

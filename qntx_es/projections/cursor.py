@@ -5,6 +5,9 @@ and cursor cannot tell different stories. `advance` compares before it sets: a r
 one overtook finds another position or token here, and everything it wrote in this transaction goes
 with it. The fence is on the cursor and not in the runner, because a runner that has stopped cannot
 check anything.
+
+A domain has one cursor, or, where its entities are independent and it was cut, one for each range
+of slices. What holds of the domain (its version, generation, tables, a pause) is the same in all.
 """
 
 import json
@@ -13,12 +16,25 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, and_, func, literal, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Text,
+    and_,
+    case,
+    delete,
+    func,
+    literal,
+    select,
+    update,
+)
+from sqlalchemy import cast as as_type
 from sqlalchemy.dialects import postgresql, sqlite
 
 from qntx_es.attestation import instant, microseconds
 from qntx_es.errors import CursorWouldRegress, LeaseLost
-from qntx_es.projections.lease import lease_name
+from qntx_es.projections.slices import ALL, Slices
 from qntx_es.tables import attestations, cursors, leases
 
 
@@ -39,7 +55,8 @@ class Cursor:
     """The rows of `domain` hold every attestation up to `position`, written under `token`.
 
     The rows are those of a `generation` (one life of the tables) built by a `version` of the
-    domain. Derive handlers speak of what lies behind `derives_from`.
+    domain. Derive handlers speak of what lies behind `derives_from`. Where `slices` are not all,
+    others of the domain's cursors speak of the other entities.
     """
 
     domain: str
@@ -50,6 +67,18 @@ class Cursor:
     derives_from: int
     tables: tuple[str, ...]
     pause: Pause | None = None
+    slices: Slices = ALL
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a lease, and for how many seconds unless it is renewed."""
+
+    name: str
+    seconds_left: float
+
+    def __str__(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +87,60 @@ class Look:
 
     head: int
     cursor: Cursor | None
-    holder: str | None
+    holder: Holder | None
 
 
-def look(connection: Connection, domain: str, now: int) -> Look:
-    """Read the head, the domain's cursor, and who holds its lease, all of one moment."""
+def lease_name(domain: str, slices: Slices = ALL) -> str:
+    """Return the name under which a domain's projector is leased."""
+    return f"projector:{domain}" if slices.is_all else f"projector:{domain}:{slices}"
+
+
+def look(connection: Connection, domain: str, now: int, slices: Slices = ALL) -> Look:
+    """Read the head, a cursor of the domain, and who holds its lease, all of one moment."""
     head = select(func.coalesce(func.max(attestations.c.position), 0)).scalar_subquery()
-    held = and_(leases.c.name == lease_name(domain), leases.c.expires_at > now)
+    held = and_(leases.c.name == lease_name(domain, slices), leases.c.expires_at > now)
     one = select(literal(1, BigInteger).label("one")).subquery()
+    ours = and_(
+        cursors.c.domain == domain,
+        cursors.c.first_slice == slices.first,
+        cursors.c.last_slice == slices.last,
+    )
     row = connection.execute(
-        select(head.label("head"), leases.c.holder, *cursors.c)
+        select(head.label("head"), leases.c.holder, leases.c.expires_at, *cursors.c)
         .select_from(one)
-        .outerjoin(cursors, cursors.c.domain == domain)
+        .outerjoin(cursors, ours)
         .outerjoin(leases, held)
     ).one()
-    if row.domain is None:
-        return Look(row.head, None, row.holder)
-    cursor = Cursor(
+    holder = None
+    if row.holder is not None:
+        holder = Holder(row.holder, (row.expires_at - now) / 1_000_000)
+    return Look(row.head, None if row.domain is None else _cursor_of(row), holder)
+
+
+def cursors_of(connection: Connection, domain: str) -> list[Cursor]:
+    """Return the cursors of a domain, all of one moment, in the order of their slices."""
+    asked = select(cursors).where(cursors.c.domain == domain).order_by(cursors.c.first_slice)
+    return [_cursor_of(row) for row in connection.execute(asked)]
+
+
+def cursors_held(connection: Connection, domain: str) -> list[Cursor]:
+    """Return the cursors of a domain, and keep them where they are until this transaction ends."""
+    # On SQLite whoever writes is alone anyway.
+    asked = select(cursors).where(cursors.c.domain == domain).order_by(cursors.c.first_slice)
+    return [_cursor_of(row) for row in connection.execute(asked.with_for_update())]
+
+
+def lease_of_row() -> ColumnElement[str]:
+    """Return the name of the lease of a row of the cursors, as `lease_name` does."""
+    named = literal("projector:").op("||")(cursors.c.domain)
+    first, last = (as_type(cursors.c[name], Text) for name in ("first_slice", "last_slice"))
+    ranged = named.op("||")(":").op("||")(first).op("||")("-").op("||")(last)
+    is_all = and_(cursors.c.first_slice == ALL.first, cursors.c.last_slice == ALL.last)
+    return case((is_all, named), else_=ranged)
+
+
+def _cursor_of(row: Any) -> Cursor:  # noqa: ANN401 - a row of the cursors
+    return Cursor(
         domain=row.domain,
         position=row.position,
         token=row.token,
@@ -83,8 +149,8 @@ def look(connection: Connection, domain: str, now: int) -> Look:
         derives_from=row.derives_from,
         tables=tuple(json.loads(row.tables)),
         pause=pause_of(row),
+        slices=Slices(row.first_slice, row.last_slice),
     )
-    return Look(row.head, cursor, row.holder)
 
 
 def pause_of(row: Any) -> Pause | None:  # noqa: ANN401 - a row of the cursors
@@ -94,29 +160,21 @@ def pause_of(row: Any) -> Pause | None:  # noqa: ANN401 - a row of the cursors
     return Pause(row.paused_by, instant(row.paused_at), row.pause_reason)
 
 
-def look_and_hold(connection: Connection, domain: str, now: int) -> Look:
-    """Look, and keep the cursor where it is until this transaction ends."""
-    # On SQLite whoever writes is alone anyway.
-    connection.execute(select(cursors.c.domain).where(cursors.c.domain == domain).with_for_update())
-    return look(connection, domain, now)
-
-
 def declare(connection: Connection, cursor: Cursor) -> None:
     """Make the cursor of a domain seen for the first time; leave one that is there as it is."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    connection.execute(
-        dialect.insert(cursors)
-        .values(
-            domain=cursor.domain,
-            position=cursor.position,
-            token=cursor.token,
-            version=cursor.version,
-            generation=cursor.generation,
-            derives_from=cursor.derives_from,
-            tables=_written(cursor.tables),
-        )
-        .on_conflict_do_nothing()
-    )
+    made = dialect.insert(cursors).values(_values(cursor))
+    connection.execute(made.on_conflict_do_nothing())
+
+
+def recut(connection: Connection, before: Iterable[Cursor], after: Iterable[Cursor]) -> None:
+    """Put other cursors in the place of these, or raise so that all of it is undone."""
+    for cursor in before:
+        gone = connection.execute(delete(cursors).where(*_is(cursor)))
+        if gone.rowcount != 1:
+            raise LeaseLost
+    for cursor in after:
+        connection.execute(cursors.insert().values(_values(cursor)))
 
 
 def advance(cursor: Cursor, to: int, connection: Connection) -> Cursor:
@@ -139,26 +197,41 @@ def fence(cursor: Cursor, connection: Connection, *, pause: Pause | None) -> Cur
     return _change(cursor, replace(cursor, token=cursor.token + 1, pause=pause), connection)
 
 
+def raise_token(connection: Connection, domain: str, slices: Slices) -> None:
+    """Undo the batch that is in hand anywhere: what a new holder does before its first."""
+    ours = (cursors.c.domain == domain, cursors.c.first_slice == slices.first)
+    connection.execute(update(cursors).where(*ours).values(token=cursors.c.token + 1))
+
+
 def _change(cursor: Cursor, to: Cursor, connection: Connection) -> Cursor:
-    moved = connection.execute(
-        update(cursors)
-        .where(cursors.c.domain == cursor.domain)
-        .where(cursors.c.position == cursor.position, cursors.c.token == cursor.token)
-        .values(
-            position=to.position,
-            token=to.token,
-            version=to.version,
-            generation=to.generation,
-            tables=_written(to.tables),
-            paused_by=to.pause and to.pause.by,
-            paused_at=to.pause and microseconds(to.pause.at),
-            pause_reason=to.pause and to.pause.reason,
-        )
-    )
+    moved = connection.execute(update(cursors).where(*_is(cursor)).values(_values(to)))
     if moved.rowcount != 1:
         raise LeaseLost
     return to
 
 
-def _written(tables: Iterable[str]) -> str:
-    return json.dumps(list(tables))
+def _is(cursor: Cursor) -> tuple[Any, ...]:
+    return (
+        cursors.c.domain == cursor.domain,
+        cursors.c.first_slice == cursor.slices.first,
+        cursors.c.last_slice == cursor.slices.last,
+        cursors.c.position == cursor.position,
+        cursors.c.token == cursor.token,
+    )
+
+
+def _values(cursor: Cursor) -> dict[str, Any]:
+    return {
+        "domain": cursor.domain,
+        "first_slice": cursor.slices.first,
+        "last_slice": cursor.slices.last,
+        "position": cursor.position,
+        "token": cursor.token,
+        "version": cursor.version,
+        "generation": cursor.generation,
+        "derives_from": cursor.derives_from,
+        "tables": json.dumps(list(cursor.tables)),
+        "paused_by": cursor.pause and cursor.pause.by,
+        "paused_at": cursor.pause and microseconds(cursor.pause.at),
+        "pause_reason": cursor.pause and cursor.pause.reason,
+    }

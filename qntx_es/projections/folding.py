@@ -20,6 +20,7 @@ from qntx_es.errors import QntxError
 from qntx_es.projections.grouping import Grouping, is_readable
 from qntx_es.projections.reading import OnPostgresql, OnSqlite
 from qntx_es.projections.shape import Shape
+from qntx_es.projections.slices import ALL, Slices
 from qntx_es.tables import attestations
 
 # Time bounds a batch; this bounds how much is left to Python where a batch is refused.
@@ -34,10 +35,15 @@ class Folding:
     """The folds of a domain over one generation of its tables, as the database runs them."""
 
     def __init__(
-        self, domain: Domain, physical: Callable[[Table], Table], *, is_sqlite: bool
+        self,
+        domain: Domain,
+        physical: Callable[[Table], Table],
+        slices: Slices = ALL,
+        *,
+        is_sqlite: bool,
     ) -> None:
         on = OnSqlite() if is_sqlite else OnPostgresql()
-        folds = domain.folds if is_apart(domain) else []
+        folds = domain.folds if is_apart(domain) and slices.is_all else []
         self._statements = [Grouping(one, physical(one.table), on).upsert() for one in folds]
         self._contexts = sorted({one.payload.context for one in folds})
         self._refused_until = 0

@@ -38,7 +38,7 @@ from qntx_es.errors import (
 )
 from qntx_es.projections import generations
 from qntx_es.projections.batch import READ_MAX, Portions, project, worked_off
-from qntx_es.projections.cursor import Cursor, look
+from qntx_es.projections.cursor import Cursor, cursors_of
 from qntx_es.projections.derived import Derivations
 from qntx_es.projections.folding import Folding, FoldRefused
 from qntx_es.projections.handlers import Handlers
@@ -210,7 +210,7 @@ class Fresh:
 
     def live(self, connection: Connection) -> Cursor:
         """Return the cursor of the live tables."""
-        return live_cursor(connection, self.domain, self.database.now(connection))
+        return live_cursor(connection, self.domain)
 
     def tell(self, state: str, target: int) -> None:
         """Tell whoever asked how far it is."""
@@ -391,14 +391,14 @@ def _is_owed(row: RecordedRow, owed: Mapping[str, ParkedEntity]) -> bool:
     return waits is not None and row[0] >= waits.position
 
 
-def live_cursor(connection: Connection, domain: Domain, now: int) -> Cursor:
+def live_cursor(connection: Connection, domain: Domain) -> Cursor:
     """Return the cursor of a domain's live tables. Raises `ProjectorOutdated` where it has none."""
-    seen = look(connection, domain.name, now)
-    if seen.cursor is None:
+    live = next(iter(cursors_of(connection, domain.name)), None)
+    if live is None:
         raise ProjectorOutdated(
             f"domain `{domain.name}` has no tables yet: run `qntx-es db upgrade`"
         )
-    return seen.cursor
+    return live
 
 
 def _is_alive(

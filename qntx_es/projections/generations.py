@@ -23,7 +23,7 @@ from qntx_es.columns import physical
 from qntx_es.database import UPGRADE_LOCK
 from qntx_es.domain import Domain
 from qntx_es.log import head_of
-from qntx_es.projections.cursor import Cursor, declare, look
+from qntx_es.projections.cursor import Cursor, cursors_of, declare
 from qntx_es.tables import cursors
 
 LOCK_TIMEOUT = "200ms"
@@ -34,9 +34,9 @@ def suffixed(table: str, generation: int) -> str:
     return f"{table}__g{generation}"
 
 
-def create_live(connection: Connection, domain: Domain, now: int) -> None:
+def create_live(connection: Connection, domain: Domain) -> None:
     """Make the tables and the cursor of a domain seen for the first time."""
-    if look(connection, domain.name, now).cursor is not None:
+    if cursors_of(connection, domain.name):
         return
     lock_schema(connection)
     on_sqlite = connection.dialect.name == "sqlite"

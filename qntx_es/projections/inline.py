@@ -24,7 +24,7 @@ from qntx_es.projections.batch import (
     project,
     usable,
 )
-from qntx_es.projections.cursor import Cursor, advance, look
+from qntx_es.projections.cursor import Cursor, Look, advance, look
 from qntx_es.projections.folding import Folding, FoldRefused
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.ledger import Ledger, Standing, read_ledger
@@ -61,6 +61,10 @@ class InlineBatches:
     def contexts(self) -> frozenset[str]:
         """The contexts its handlers read."""
         return self._handlers.contexts
+
+    def check(self, seen: Look) -> Cursor:
+        """Return the cursor that may be moved, or raise why it may not."""
+        return usable(self._handlers, seen)
 
     def step(self, size: int, *, until: int | None = None, eager: bool = True) -> Step:
         """Catch up by one batch.
@@ -134,7 +138,7 @@ class InlineBatches:
     def _look(self, connection: Connection) -> tuple[Cursor, int]:
         now = self._database.now(connection)
         seen = look(connection, self._handlers.domain.name, now)
-        return usable(self._handlers, seen), seen.head
+        return self.check(seen), seen.head
 
     def _degrade(self, connection: Connection, failed: HandlerFailed) -> None:
         name = self._handlers.domain.name
@@ -142,7 +146,7 @@ class InlineBatches:
         seen = look(connection, name, now)
         if seen.cursor is not None:
             self._degraded_at = seen.cursor.position
-            record_failure(connection, name, seen.cursor.position, failed, now)
+            record_failure(connection, seen.cursor, failed, now)
 
 
 class InlineProjectors:

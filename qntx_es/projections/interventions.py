@@ -5,14 +5,14 @@ it: the cursor is held meanwhile and gets a new token, so that a batch that is i
 undone, and read again with the decision known.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sqlalchemy import delete, select
 
 from qntx_es.attestation import Attestation, Payload, instant
 from qntx_es.config import somebody
 from qntx_es.errors import NothingToRetry, ProjectorPaused, SkipRefused, UnknownDomain
-from qntx_es.projections.cursor import Cursor, Pause, fence, look_and_hold
+from qntx_es.projections.cursor import Cursor, Pause, cursors_held, fence
 from qntx_es.projections.ledger import (
     Paused,
     Resumed,
@@ -38,9 +38,11 @@ class Interventions:
         """Let it stand still everywhere; once this returns, nothing moves it."""
 
         def choose(turn: Turn) -> Iterator[Attestation]:
-            cursor = self._cursor(turn)
+            held = self._cursors(turn)
             yield self._said(Paused(reason=reason))
-            fence(cursor, turn.connection, pause=Pause(self._by, instant(turn.now), reason))
+            pause = Pause(self._by, instant(turn.now), reason)
+            for cursor in held:
+                fence(cursor, turn.connection, pause=pause)
 
         self._sequencer.decide(choose)
 
@@ -48,10 +50,11 @@ class Interventions:
         """Let it go on; one that is not paused does so anyway, and nothing is said."""
 
         def choose(turn: Turn) -> Iterator[Attestation]:
-            cursor = self._cursor(turn)
-            if cursor.pause is not None:
+            held = self._cursors(turn)
+            if held[0].pause is not None:
                 yield self._said(Resumed())
-                fence(cursor, turn.connection, pause=None)
+                for cursor in held:
+                    fence(cursor, turn.connection, pause=None)
 
         self._sequencer.decide(choose)
 
@@ -62,17 +65,17 @@ class Interventions:
         """
 
         def choose(turn: Turn) -> Iterator[Attestation]:
-            cursor = self._cursor(turn)
-            ledger = read_ledger(turn.connection, self._domain, cursor.version)
+            held = self._cursors(turn)
+            ledger = read_ledger(turn.connection, self._domain, held[0].version)
             if position in ledger.skipped:
                 return
-            if position not in ledger.left_out and self._is_passed(turn, cursor, position):
+            if position not in ledger.left_out and self._is_passed(turn, held, position):
                 raise SkipRefused(
                     f"`{self._domain}` has projected position {position} already: mend its "
                     "handlers and rebuild, or attest a correction"
                 )
             yield self._said(Skipped(position=position, version=None, reason=reason))
-            self._try_again(turn, cursor)
+            self._try_again(turn, held)
 
         return bool(self._sequencer.decide(choose))
 
@@ -85,13 +88,14 @@ class Interventions:
 
         def choose(turn: Turn) -> Iterator[Attestation]:
             nonlocal is_passed
-            cursor = self._cursor(turn)
-            if position not in read_ledger(turn.connection, self._domain, cursor.version).skipped:
+            held = self._cursors(turn)
+            version = held[0].version
+            if position not in read_ledger(turn.connection, self._domain, version).skipped:
                 raise SkipRefused(f"position {position} is not skipped by `{self._domain}`")
-            is_passed = self._is_passed(turn, cursor, position)
-            version = cursor.version if is_passed else None
-            yield self._said(SkipWithdrawn(position=position, version=version))
-            self._try_again(turn, cursor)
+            is_passed = self._is_passed(turn, held, position)
+            passed_by = version if is_passed else None
+            yield self._said(SkipWithdrawn(position=position, version=passed_by))
+            self._try_again(turn, held)
 
         self._sequencer.decide(choose)
         return not is_passed
@@ -104,54 +108,59 @@ class Interventions:
         chosen: list[Retried] = []
 
         def choose(turn: Turn) -> Iterator[Attestation]:
-            cursor = self._cursor(turn)
-            if cursor.pause is not None:
-                raise ProjectorPaused(self._domain, str(cursor.pause))
+            held = self._cursors(turn)
+            if held[0].pause is not None:
+                raise ProjectorPaused(self._domain, str(held[0].pause))
             chosen[:] = [
                 one
-                for one in self._retriable(turn, cursor)
+                for one in self._retriable(turn, held)
                 if position in (None, one.position) and entity in (None, one.parked_entity)
             ]
             if not chosen:
                 raise NothingToRetry
             yield from map(self._said, chosen)
-            self._try_again(turn, cursor)
+            self._try_again(turn, held)
 
         self._sequencer.decide(choose)
         return chosen
 
-    def _retriable(self, turn: Turn, cursor: Cursor) -> Iterator[Retried]:
-        asked = select(failures.c.position).where(
-            failures.c.domain == self._domain, failures.c.cursor == cursor.position
-        )
-        for row in turn.read(asked):
-            yield Retried(position=row.position, parked_entity=None)
-        for one in read_waiting(turn.connection, self._domain, cursor.version).values():
+    def _retriable(self, turn: Turn, held: Sequence[Cursor]) -> Iterator[Retried]:
+        for cursor in held:
+            asked = select(failures.c.position).where(
+                failures.c.domain == self._domain,
+                failures.c.first_slice == cursor.slices.first,
+                failures.c.cursor == cursor.position,
+            )
+            for row in turn.read(asked):
+                yield Retried(position=row.position, parked_entity=None)
+        for one in read_waiting(turn.connection, self._domain, held[0].version).values():
             yield Retried(position=one.position, parked_entity=one.entity)
 
-    def _is_passed(self, turn: Turn, cursor: Cursor, position: int) -> bool:
+    def _is_passed(self, turn: Turn, held: Sequence[Cursor], position: int) -> bool:
         """Tell whether an attestation has had its place in the rows. Raises `SkipRefused`."""
         entity = self._entity_at(turn, position)
         if entity is None:
             raise SkipRefused(f"the log has no position {position}: it ends at {turn.position}")
-        waits = read_waiting(turn.connection, self._domain, cursor.version).get(entity)
+        waits = read_waiting(turn.connection, self._domain, held[0].version).get(entity)
+        cursor = next(one for one in held if one.slices.holds(entity))
         return position <= cursor.position and (waits is None or position < waits.position)
 
-    def _try_again(self, turn: Turn, cursor: Cursor) -> None:
+    def _try_again(self, turn: Turn, held: Sequence[Cursor]) -> None:
         turn.connection.execute(delete(failures).where(failures.c.domain == self._domain))
-        fence(cursor, turn.connection, pause=cursor.pause)
+        for cursor in held:
+            fence(cursor, turn.connection, pause=cursor.pause)
 
     @staticmethod
     def _entity_at(turn: Turn, position: int) -> str | None:
         asked = select(attestations.c.entity).where(attestations.c.position == position)
         return next((str(row.entity) for row in turn.read(asked)), None)
 
-    def _cursor(self, turn: Turn) -> Cursor:
-        cursor = look_and_hold(turn.connection, self._domain, turn.now).cursor
-        if cursor is None:
-            known = [row.domain for row in turn.read(select(cursors.c.domain))]
+    def _cursors(self, turn: Turn) -> list[Cursor]:
+        held = cursors_held(turn.connection, self._domain)
+        if not held:
+            known = [row.domain for row in turn.read(select(cursors.c.domain).distinct())]
             raise UnknownDomain(self._domain, known)
-        return cursor
+        return held
 
     def _said(self, payload: Payload) -> Attestation:
         return Attestation(

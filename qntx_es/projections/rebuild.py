@@ -19,7 +19,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from threading import Event
 from time import monotonic
-from uuid import uuid4
 
 from sqlalchemy import Text, cast, column, func, literal, select, table
 
@@ -38,11 +37,11 @@ from qntx_es.projections.certificate import (
     rebuilt,
 )
 from qntx_es.projections.comparison import Comparison, TableProof
-from qntx_es.projections.cursor import Cursor, swap
+from qntx_es.projections.cursor import Cursor, cursors_held, fence, lease_name, swap
 from qntx_es.projections.derived import DeriveProof
 from qntx_es.projections.expectation import expectation, unexpected
 from qntx_es.projections.fresh import Fresh, Report
-from qntx_es.projections.lease import give_back, lease_name, take_lease
+from qntx_es.projections.lease import give_back, holder_name, take_lease
 from qntx_es.projections.ledger import keep_waiting
 from qntx_es.projections.verify import FIRST, compare, with_touches
 from qntx_es.sequencer import Sequencer
@@ -119,7 +118,7 @@ class Rebuild:
         self._actor = actor
         self._expected = expectation(domain, expect)
         self._stopping = stopping or Event()
-        self._holder = f"rebuild:{uuid4()}"
+        self._holder = f"rebuild:{holder_name()}"
         self._fresh = Fresh(database, sequencer, domain, progress)
 
     def run(self) -> Rebuilt:
@@ -207,21 +206,31 @@ class Rebuild:
 
     @contextmanager
     def _fenced(self) -> Iterator[float]:
-        """Hold the lease of the projector; yield until when, on the monotonic clock."""
+        """Hold the leases of the projector, whoever had them; yield until when.
+
+        The tokens are raised with it, so no batch in hand can commit any more: live stands still.
+        """
         until = monotonic() + FENCE_MICROSECONDS / 1_000_000
-        name = lease_name(self._domain.name)
         with self._database.write() as connection:
+            generations.bound_waiting(connection)
             now = self._database.now(connection)
-            taken = take_lease(
-                connection, name, self._holder, now=now, microseconds=FENCE_MICROSECONDS
-            )
-        if not taken:
-            raise LeaseLost
+            names = []
+            for cursor in cursors_held(connection, self._domain.name):
+                fence(cursor, connection, pause=cursor.pause)
+                names.append(lease_name(self._domain.name, cursor.slices))
+                take_lease(
+                    connection,
+                    names[-1],
+                    self._holder,
+                    now=now,
+                    microseconds=FENCE_MICROSECONDS,
+                    by_force=True,
+                )
         try:
             yield until
         finally:
             with self._database.write() as connection:
-                give_back(connection, name, self._holder)
+                give_back(connection, names, self._holder)
 
     def _swap_now(self, said: Circumstances, found: Comparison) -> _Swapped | None:
         """Swap, or None where a batch that began before the fence has moved live meanwhile."""

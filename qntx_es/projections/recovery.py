@@ -13,14 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from types import FrameType, FunctionType
 
 from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
 from qntx_es.database import is_trouble
-from qntx_es.domain import OnFailure
+from qntx_es.domain import Domain, OnFailure
 from qntx_es.errors import (
+    BatchStuck,
     DatabaseMissing,
     DatabaseUnavailable,
     InvalidPayload,
@@ -30,9 +32,11 @@ from qntx_es.errors import (
     SchemaVersionTooNew,
     StorageFull,
 )
+from qntx_es.projections.cursor import Cursor
 from qntx_es.tables import failures
 
 ATTEMPTS = 3
+STOPPED, STUCK = "stopped", "stuck"
 # Waited out by trying the whole batch again; never a reason to blame a handler.
 OF_THE_DATABASE = (
     DatabaseMissing,
@@ -82,6 +86,27 @@ class HandlerFailed(QntxError):
         super().__init__(f"{self.handler} at position {self.position} raised {self.error}")
 
 
+def stuck_at(domain: Domain, frame: FrameType) -> HandlerFailed:
+    """Return that a batch does not end, blamed on the handler that the frame is inside of."""
+    stack = "".join(traceback.format_stack(frame))
+    failed = HandlerFailed(_in_hand_at(domain, frame), BatchStuck())
+    failed.traceback = _storable(stack)
+    return failed
+
+
+def _in_hand_at(domain: Domain, frame: FrameType) -> InHand:
+    functions: list[tuple[str, object]] = [(one.name, one.function) for one in domain.projects]
+    functions += [(one.name, one.function) for one in domain.derives]
+    handlers = {one.__code__: name for name, one in functions if isinstance(one, FunctionType)}
+    at: FrameType | None = frame
+    while at is not None:
+        if at.f_code in handlers:
+            recorded = at.f_locals.get(at.f_code.co_varnames[0])
+            return InHand(getattr(recorded, "position", 0), handlers[at.f_code])
+        at = at.f_back
+    return InHand(0, frame.f_code.co_name)
+
+
 @contextmanager
 def blamed(in_hand: InHand) -> Iterator[None]:
     """Turn whatever a handler raises into `HandlerFailed`, named after what is in hand."""
@@ -107,20 +132,22 @@ def choice_of(on_failure: OnFailure, failed: HandlerFailed) -> OnFailure:
 
 
 def record_failure(
-    connection: Connection, domain: str, cursor: int, failed: HandlerFailed, now: int
+    connection: Connection, cursor: Cursor, failed: HandlerFailed, now: int, state: str = STOPPED
 ) -> None:
-    """Keep why a projector stands at `cursor`; it is of the past once the cursor has moved."""
+    """Keep why a projector stands at a cursor; it is of the past once the cursor has moved."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     values = {
-        "cursor": cursor,
+        "state": state,
+        "cursor": cursor.position,
         "position": failed.position,
         "handler": failed.handler,
         "error": failed.error,
         "traceback": failed.traceback,
         "failed_at": now,
     }
-    said = dialect.insert(failures).values(domain=domain, **values)
-    connection.execute(said.on_conflict_do_update(index_elements=[failures.c.domain], set_=values))
+    key = {"domain": cursor.domain, "first_slice": cursor.slices.first}
+    said = dialect.insert(failures).values(**key, **values)
+    connection.execute(said.on_conflict_do_update(index_elements=[*key], set_=values))
 
 
 def _storable(text: str) -> str:

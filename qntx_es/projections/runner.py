@@ -6,25 +6,41 @@ own: its entity is parked, it is skipped, or the projector stops there, with the
 before, and says why. Who has stopped tries again in another process, or when it is told to.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event, Lock
 from time import monotonic
+from types import FrameType
 from typing import Protocol
 
 from qntx_es.database import Database
 from qntx_es.domain import Domain
-from qntx_es.errors import LeaseLost, ProjectorStopped
+from qntx_es.errors import LeaseLost, ProjectorOutdated, ProjectorPaused, ProjectorStopped
 from qntx_es.projections.batch import Batches, Step
-from qntx_es.projections.cursor import Cursor, Look, look
+from qntx_es.projections.cursor import Cursor, Look, fence, lease_name, look, raise_token
+from qntx_es.projections.generations import bound_waiting
+from qntx_es.projections.lease import Leases
 from qntx_es.projections.ledger import PARKED_MAX, read_waiting
-from qntx_es.projections.recovery import ATTEMPTS, HandlerFailed, choice_of, record_failure
+from qntx_es.projections.recovery import (
+    ATTEMPTS,
+    STUCK,
+    HandlerFailed,
+    choice_of,
+    record_failure,
+    stuck_at,
+)
+from qntx_es.projections.slices import ALL, Slices
 
 SIZE_FIRST = 200
 LIVE_SECONDS = 0.1
 CATCH_UP_SECONDS = 1.0
 RETRY_SECONDS = 0.05
-# A rebuild holds the lease for its fence only; longer than this, somebody should know.
+# Whoever holds a lease moves the cursor; where it stands for longer, somebody should know.
 STAND_BY_SECONDS = 60.0
+
+logger = logging.getLogger(__name__)
 
 
 class Stepping(Protocol):
@@ -35,6 +51,10 @@ class Stepping(Protocol):
         """How large a batch may be."""
         ...
 
+    def check(self, seen: Look) -> Cursor:
+        """Return the cursor that may be moved, or raise why it may not."""
+        ...
+
     def step(self, size: int, *, until: int | None = None, eager: bool = True) -> Step:
         """Project the next batch."""
         ...
@@ -42,18 +62,35 @@ class Stepping(Protocol):
 
 @dataclass(slots=True)
 class Runner:
-    """Runs the batches of one domain, in whichever thread calls."""
+    """Runs the batches of one domain over some slices, in whichever thread calls.
+
+    With `leases` it moves only while it holds its own; without, whenever nobody else does.
+    """
 
     database: Database
     domain: Domain
     batches: Stepping
     stopping: Event
+    slices: Slices = ALL
+    leases: Leases | None = None
     size: int = SIZE_FIRST
     # A host may catch up in one thread while another runs: the map of rows is one thread's.
     _alone: Lock = field(default_factory=Lock)
     _stopped_at: Cursor | None = None
 
-    def advance(self, *, seconds: float = LIVE_SECONDS, eager: bool = False) -> Step:
+    @property
+    def lease(self) -> str:
+        """The name of its lease."""
+        return lease_name(self.domain.name, self.slices)
+
+    @property
+    def is_holding(self) -> bool:
+        """Tell whether this host is the one that moves it."""
+        return self.leases is not None and self.leases.is_held(self.lease)
+
+    def advance(
+        self, *, seconds: float = LIVE_SECONDS, eager: bool = False, until: int | None = None
+    ) -> Step:
         """Run one batch of about so many seconds. Raises `ProjectorStopped`, `LeaseLost`.
 
         Where it has stopped nothing is done until somebody moves the cursor, or gives it a token.
@@ -61,28 +98,76 @@ class Runner:
         with self._alone:
             if self._stopped_at is not None and (stands := self._look_again()) is not None:
                 return stands
-            started = monotonic()
-            try:
-                step = self.batches.step(self.size, eager=eager)
-            except HandlerFailed as failed:
-                return self._find(failed)
-            self._resize(step, monotonic() - started, seconds)
-            return step
+            with self._held():
+                started = monotonic()
+                try:
+                    step = self.batches.step(self.size, until=until, eager=eager)
+                except HandlerFailed as failed:
+                    return self._find(failed)
+                self._resize(step, monotonic() - started, seconds)
+                return step
 
-    def catch_up(self) -> Step:
-        """Run batches until the head as it is now is reached, trying anew where it has stopped."""
+    def catch_up(self, until: int | None = None) -> Step:
+        """Run batches until the head as it is now is reached, trying anew where it has stopped.
+
+        While another holds the lease, it is that one's affair, and only waited for.
+        """
         self._stopped_at = None
-        deadline = monotonic() + STAND_BY_SECONDS
+        stood_at, deadline = -1, 0.0
         while True:
             try:
-                step = self.advance(seconds=CATCH_UP_SECONDS, eager=True)
+                step = self.advance(seconds=CATCH_UP_SECONDS, eager=True, until=until)
             except LeaseLost:
-                if monotonic() > deadline:
+                step = self._stands()
+                if step.position != stood_at:
+                    stood_at, deadline = step.position, monotonic() + STAND_BY_SECONDS
+                elif monotonic() > deadline:
                     raise
                 self.stopping.wait(RETRY_SECONDS)
-                continue
-            if step.position >= step.head:
+            if step.position >= (step.head if until is None else until):
                 return step
+
+    def give_back(self) -> None:
+        """Let others move it from here on."""
+        if self.leases is not None:
+            self.leases.give_back(self.lease)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Hold the lease for a batch; give it back where nothing is to be done under it."""
+        if self.leases is None:
+            yield
+            return
+        try:
+            self._take_lease(self.leases)
+            with self.leases.working(self.lease, self._fence_stuck):
+                yield
+        except (ProjectorOutdated, ProjectorPaused, ProjectorStopped):
+            self.give_back()
+            raise
+
+    def _take_lease(self, leases: Leases) -> None:
+        if leases.is_held(self.lease):
+            return
+        self.batches.check(self._look())
+        since = monotonic()
+        with self.database.write() as connection:
+            if not leases.take(connection, self.lease):
+                raise LeaseLost
+            raise_token(connection, self.domain.name, self.slices)
+        leases.keep(self.lease, since)
+
+    def _fence_stuck(self, frame: FrameType) -> None:
+        """Keep a batch that does not end from ever committing, and say where it is."""
+        stuck = stuck_at(self.domain, frame)
+        logger.error("%s\n%s", stuck, stuck.traceback)
+        with self.database.write() as connection:
+            bound_waiting(connection)
+            now = self.database.now(connection)
+            cursor = look(connection, self.domain.name, now, self.slices).cursor
+            if cursor is not None:
+                fence(cursor, connection, pause=cursor.pause)
+                record_failure(connection, cursor, stuck, now, STUCK)
 
     def _resize(self, step: Step, took: float, seconds: float) -> None:
         if step.matched < self.size:
@@ -134,8 +219,7 @@ class Runner:
         if self._stopped_at is not None:
             with self.database.write() as connection:
                 now = self.database.now(connection)
-                at = self._stopped_at.position
-                record_failure(connection, self.domain.name, at, failed, now)
+                record_failure(connection, self._stopped_at, failed, now)
         return ProjectorStopped(
             self.domain.name, position=failed.position, handler=failed.handler, error=error
         )
@@ -149,6 +233,12 @@ class Runner:
             return None
         return Step(cursor.position, cursor.position, seen.head, 0, 0)
 
+    def _stands(self) -> Step:
+        seen = self._look()
+        position = 0 if seen.cursor is None else seen.cursor.position
+        return Step(position, position, seen.head, 0, 0)
+
     def _look(self) -> Look:
         with self.database.read() as connection:
-            return look(connection, self.domain.name, self.database.now(connection))
+            now = self.database.now(connection)
+            return look(connection, self.domain.name, now, self.slices)

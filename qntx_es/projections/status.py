@@ -5,17 +5,20 @@ watching never slows what is watched. Head and cursors come from one statement: 
 head, lag is 0 when whoever remembers it is dead.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Connection, and_, func, select
 
 from qntx_es.attestation import instant
 from qntx_es.domain import Domain
-from qntx_es.projections.cursor import Pause, pause_of
-from qntx_es.tables import attestations, cursors, failures, parked, rebuilds
+from qntx_es.projections.cursor import Pause, lease_of_row, pause_of
+from qntx_es.projections.slices import Slices
+from qntx_es.tables import attestations, cursors, failures, leases, parked, rebuilds
 
 REBUILD_MICROSECONDS = 60_000_000
 # What is done with fresh tables that never become the live ones.
@@ -34,11 +37,24 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class RangeStatus:
+    """How far one range of a projector's slices is, and who projects it."""
+
+    slices: str
+    position: int
+    lag: int
+    holder: str | None
+    failure: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
 class ProjectorStatus:
     """One projector: `lag` is head less position, `lag_seconds` the age of the first unread.
 
-    `state` is live, inline, paused, stopped, degraded, outdated, retired or rebuilding, and
-    `parked` counts the entities that wait.
+    `state` is live, standby, inline, paused, stopped, stuck, degraded, outdated, retired or
+    rebuilding; `why` says in words why nothing moves, if nothing does. `parked` counts the entities
+    that wait. Of one that is cut, position and lag are those of the range that is furthest behind,
+    and `ranges` has them all.
     """
 
     name: str
@@ -53,6 +69,9 @@ class ProjectorStatus:
     pause: Pause | None
     failure: Failure | None
     rebuild: str | None
+    holder: str | None
+    why: str | None
+    ranges: tuple[RangeStatus, ...]
 
 
 def statuses(
@@ -71,20 +90,28 @@ def statuses(
         .where(parked.c.domain == cursors.c.domain, parked.c.version == cursors.c.version)
         .scalar_subquery()
     )
-    stopped = and_(failures.c.domain == cursors.c.domain, failures.c.cursor == cursors.c.position)
+    stopped = and_(
+        failures.c.domain == cursors.c.domain,
+        failures.c.first_slice == cursors.c.first_slice,
+        failures.c.cursor == cursors.c.position,
+    )
     # One that has not looked for so long was killed; its tables go with the next.
     looked = rebuilds.c.looked_at > now - REBUILD_MICROSECONDS
     running = and_(rebuilds.c.domain == cursors.c.domain, looked)
+    held = and_(leases.c.name == lease_of_row(), leases.c.expires_at > now)
     asked = (
         select(
             cursors.c.domain,
             cursors.c.version,
             cursors.c.position.label("at"),
             cursors.c.generation,
+            *(cursors.c[name] for name in ("first_slice", "last_slice")),
             *(cursors.c[name] for name in ("paused_by", "paused_at", "pause_reason")),
             head.label("head"),
             first_unread.label("first_unread"),
             waiting.label("parked"),
+            leases.c.holder,
+            failures.c.state.label("failed_as"),
             failures.c.position.label("failed"),
             *(failures.c[name] for name in ("handler", "error", "traceback", "failed_at")),
             rebuilds.c.state.label("rebuild"),
@@ -93,27 +120,29 @@ def statuses(
         )
         .outerjoin(failures, stopped)
         .outerjoin(rebuilds, running)
-        .order_by(cursors.c.domain)
+        .outerjoin(leases, held)
+        .order_by(cursors.c.domain, cursors.c.first_slice)
     )
     rows = connection.execute(asked).all()
-    return [_status(row, domains.get(row.domain), now) for row in rows]
+    by_domain = groupby(rows, key=attrgetter("domain"))
+    return [_status(list(some), domains.get(name), now) for name, some in by_domain]
 
 
 def _status(
-    row: Any,  # noqa: ANN401 - a row of the query above
+    rows: Sequence[Any],  # the rows of the query above that are a domain's
     domain: Domain | None,
     now: int,
 ) -> ProjectorStatus:
-    failure = (
-        None
-        if row.failed is None
-        else Failure(row.failed, row.handler, row.error, row.traceback, instant(row.failed_at))
-    )
+    row = min(rows, key=attrgetter("at"))
+    ranges = tuple(map(_range_status, rows))
+    failure = next((one.failure for one in ranges if one.failure is not None), None)
+    holders = sorted({one.holder for one in ranges if one.holder is not None})
+    state = _state(rows, domain)
     since = row.first_unread
     return ProjectorStatus(
         name=row.domain,
         version=row.version,
-        state=_state(row, domain, failure),
+        state=state,
         position=row.at,
         head=row.head,
         lag=row.head - row.at,
@@ -123,14 +152,24 @@ def _status(
         pause=pause_of(row),
         failure=failure,
         rebuild=None if row.rebuild is None else f"{row.rebuild}, {row.filled} of {row.target}",
+        holder=", ".join(holders) or None,
+        why=_why(state, row, failure, domain),
+        ranges=ranges,
     )
 
 
-def _state(
-    row: Any,  # noqa: ANN401 - a row of the query above
-    domain: Domain | None,
-    failure: Failure | None,
-) -> str:
+def _range_status(row: Any) -> RangeStatus:  # noqa: ANN401 - a row of the query above
+    failure = (
+        None
+        if row.failed is None
+        else Failure(row.failed, row.handler, row.error, row.traceback, instant(row.failed_at))
+    )
+    slices = str(Slices(row.first_slice, row.last_slice))
+    return RangeStatus(slices, row.at, row.head - row.at, row.holder, failure)
+
+
+def _state(rows: Sequence[Any], domain: Domain | None) -> str:
+    row = rows[0]
     is_inline = domain is not None and domain.inline
     if row.rebuild not in (None, *IN_THE_DARK):
         return "rebuilding"
@@ -138,6 +177,26 @@ def _state(
         return "paused"
     if domain is not None and domain.version != row.version:
         return "outdated" if domain.version > row.version else "retired"
-    if failure is not None:
-        return "degraded" if is_inline else "stopped"
+    failed_as = next((one.failed_as for one in rows if one.failed is not None), None)
+    if failed_as is not None:
+        return "degraded" if is_inline else str(failed_as)
     return "inline" if is_inline else "live"
+
+
+def _why(
+    state: str,
+    row: Any,  # noqa: ANN401 - a row of the query above
+    failure: Failure | None,
+    domain: Domain | None,
+) -> str | None:
+    if state in ("outdated", "retired") and domain is not None:
+        told = f"its tables are of version {row.version}, the code is of version {domain.version}"
+        remedy = f": qntx-es projections rebuild {row.domain}" if state == "outdated" else ""
+        return told + remedy
+    if state == "paused":
+        return str(pause_of(row))
+    if failure is not None:
+        return f"{state} at {failure.position}: `{failure.handler}` {failure.error}"
+    if state == "live" and row.holder is None and row.at < row.head:
+        return "unowned: no running host holds its lease"
+    return f"{row.parked} entities are parked, and wait to be retried" if row.parked else None

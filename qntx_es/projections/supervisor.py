@@ -8,45 +8,43 @@ else 10 ms doubling to a second.
 import logging
 from collections.abc import Iterable
 from threading import Condition, Event, Thread
+from time import monotonic
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from qntx_es.errors import (
-    LeaseLost,
-    ProjectorOutdated,
-    ProjectorPaused,
-    ProjectorStopped,
-    QntxError,
-)
-from qntx_es.projections.batch import Step
-from qntx_es.projections.runner import Runner
+from qntx_es.errors import ProjectorOutdated, ProjectorPaused, ProjectorStopped, QntxError
+from qntx_es.projections.projector import Progress, Projector
 
 LOOK_SECONDS_FIRST = 0.01
 LOOK_SECONDS_MAX = 1.0
 TROUBLE_SECONDS_MAX = 10.0
+# How soon after its end somebody looks for a lease.
+EXPIRY_SECONDS = 0.01
 
 # What becomes of a projector that is to stand still: nothing, and it looks again as ever.
-NO_STEP = Step(0, 0, 0, 0, 0)
+STANDS_STILL = Progress()
 
 logger = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Runs runners until it is told to stop."""
+    """Runs projectors until it is told to stop."""
 
-    def __init__(self, runners: Iterable[Runner], stopping: Event, moved: Condition) -> None:
-        self._runners = tuple(runners)
+    def __init__(self, projectors: Iterable[Projector], stopping: Event, moved: Condition) -> None:
+        self._projectors = tuple(projectors)
         self._stopping = stopping
         self._moved = moved
-        self._wakes = [Event() for _ in self._runners]
+        self._wakes = [Event() for _ in self._projectors]
         self._threads: list[Thread] = []
+        # The host may run again before the last batch of this run is over.
+        self._is_over = False
 
     def start(self) -> None:
         """Start a thread for each projector."""
-        for runner, wake in zip(self._runners, self._wakes, strict=True):
-            thread = Thread(
-                target=self._run, args=(runner, wake), name=f"projector:{runner.domain.name}"
-            )
+        for projector, wake in zip(self._projectors, self._wakes, strict=True):
+            name = f"projector:{projector.domain.name}"
+            # A daemon: a handler that does not end must not keep the process from ending.
+            thread = Thread(target=self._run, args=(projector, wake), name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
 
@@ -55,38 +53,50 @@ class Supervisor:
         for wake in self._wakes:
             wake.set()
 
-    def join(self) -> None:
-        """Wait until every projector has finished the batch in hand."""
+    def join(self, seconds: float) -> None:
+        """Wait until every batch in hand is finished; what is not after so long never commits."""
+        self._is_over = True
         self.wake()
-        for thread in self._threads:
-            thread.join()
+        deadline = monotonic() + seconds
+        for projector, thread in zip(self._projectors, self._threads, strict=True):
+            thread.join(max(0.0, deadline - monotonic()))
+            if thread.is_alive():
+                logger.error("%s did not end its batch in time, and is cut off", thread.name)
+                self._cut_off(projector)
 
-    def _run(self, runner: Runner, wake: Event) -> None:
+    @staticmethod
+    def _cut_off(projector: Projector) -> None:
+        try:
+            projector.fence()
+        except (QntxError, SQLAlchemyError) as error:
+            logger.warning("%s may still commit its batch: %s", projector.domain.name, error)
+
+    def _run(self, projector: Projector, wake: Event) -> None:
         pause = LOOK_SECONDS_FIRST
-        while not self._stopping.is_set():
+        while not (self._is_over or self._stopping.is_set()):
             wake.clear()
-            step = self._advance(runner)
-            if step is None:
+            seen = self._advance(projector)
+            if seen is None:
                 pause = min(TROUBLE_SECONDS_MAX, max(pause * 2, LOOK_SECONDS_FIRST))
-            elif step.position > step.start:
+            elif seen.has_moved:
                 pause = LOOK_SECONDS_FIRST
                 with self._moved:
                     self._moved.notify_all()
-                if step.position < step.head:
+                if seen.is_behind:
                     continue
             else:
                 pause = min(LOOK_SECONDS_MAX, pause * 2)
+                if seen.seconds is not None:
+                    pause = min(pause, seen.seconds + EXPIRY_SECONDS)
             wake.wait(pause)
 
-    def _advance(self, runner: Runner) -> Step | None:
+    def _advance(self, projector: Projector) -> Progress | None:
         try:
-            return runner.advance()
+            return projector.advance()
         except ProjectorPaused:
-            return NO_STEP
-        except LeaseLost:
-            return None
+            return STANDS_STILL
         except (ProjectorStopped, ProjectorOutdated) as error:
             logger.error("%s", error)  # noqa: TRY400 - its traceback is kept with the status
         except (QntxError, SQLAlchemyError) as error:
-            logger.warning("projector %s waits: %s", runner.domain.name, error)
+            logger.warning("projector %s waits: %s", projector.domain.name, error)
         return None

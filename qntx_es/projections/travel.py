@@ -70,7 +70,7 @@ def diff(database: Database, domain: Domain, prefix: str, *, first: int = FIRST)
     Raises `PrefixRefused` where it has no tables of the domain.
     """
     with database.snapshot() as connection:
-        live = live_of(connection, domain, database.now(connection))
+        live = live_of(connection, domain)
         there = set(inspect(connection).get_table_names())
         if not any(named(domain, name, prefix) in there for name in domain.tables):
             raise PrefixRefused(

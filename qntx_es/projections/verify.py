@@ -87,7 +87,7 @@ def verify(  # noqa: PLR0913 - one keyword a part
 def _compared_in_the_dark(fresh: Fresh, first: int) -> Comparison:
     with fresh.standing():
         with fresh.database.read() as connection:
-            live_of(connection, fresh.domain, fresh.database.now(connection))
+            live_of(connection, fresh.domain)
         fresh.fill("verifying")
         found = compare(fresh, "verifying", first=first)
         fresh.tell("verifying", found.position)
@@ -131,9 +131,9 @@ def _touched(proof: TableProof, touches: Touches) -> TableProof:
     return replace(proof, first=tuple(told))
 
 
-def live_of(connection: Connection, domain: Domain, now: int) -> Cursor:
+def live_of(connection: Connection, domain: Domain) -> Cursor:
     """Return the cursor of live tables that this code can read. Raises `ProjectorOutdated`."""
-    live = live_cursor(connection, domain, now)
+    live = live_cursor(connection, domain)
     if live.version != domain.version:
         raise ProjectorOutdated(
             f"the tables of `{domain.name}` are of version {live.version}, and the code is of "

@@ -28,6 +28,9 @@ KEYS = [
     "pause",
     "failure",
     "rebuild",
+    "holder",
+    "why",
+    "ranges",
 ]
 
 

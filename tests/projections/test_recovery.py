@@ -233,7 +233,7 @@ def test_what_is_skipped_is_left_out_alone(host_of: HostOf, size: int) -> None:
     """Of a domain that skips only what fails is left out, found by any cutting, and it is said."""
     handler = Handler({2, 5})
     host = host_of(make(handler, "skip"))
-    host._runners["ledger"].size = size  # noqa: SLF001 - a host chooses its sizes by time
+    host._projectors["ledger"].runners[0].size = size  # noqa: SLF001 - a host chooses its sizes by time
     host.append(moves("a", "b", "c", "b", "a", "b"))
 
     host.catch_up()
@@ -345,7 +345,7 @@ def test_a_stopped_projector_rests_until_it_is_told_to_go_on(host_of: HostOf) ->
     handler = Handler({1})
     host, other = host_of(make(handler, "stop")), host_of(make(handler, "stop"))
     host.append(moves("a", "b"))
-    runner = host._runners["ledger"]  # noqa: SLF001 - one look of a running host after another
+    runner = host._projectors["ledger"].runners[0]  # noqa: SLF001 - one look of a running host after another
     with pytest.raises(ProjectorStopped):
         runner.advance()
     tried = len(handler.tries)
@@ -368,7 +368,7 @@ def test_a_skip_lets_a_stopped_projector_go_on(host_of: HostOf) -> None:
     handler = Handler({2})
     host, other = host_of(make(handler, "stop")), host_of()
     last = host.append(moves("a", "b", "b"))[-1].position
-    runner = host._runners["ledger"]  # noqa: SLF001 - as a running host has it
+    runner = host._projectors["ledger"].runners[0]  # noqa: SLF001 - as a running host has it
     with pytest.raises(ProjectorStopped):
         runner.advance()
 

@@ -485,7 +485,7 @@ def test_a_degraded_inline_domain_never_blocks_an_append(host_of: HostOf, size: 
 
     assert host.log.head() == 6
     assert {one.name: one.state for one in host.statuses()}["ledger"] == "degraded"
-    host._runners["ledger"].size = size  # noqa: SLF001 - any size is one that time may choose
+    host._projectors["ledger"].runners[0].size = size  # noqa: SLF001 - any size is one that time may choose
     outcome: list[BaseException] = []
 
     def catch_up() -> None:
@@ -521,7 +521,7 @@ def test_a_rare_context_is_reached_over_anything(host_of: HostOf) -> None:
     host.append(Attestation(context="rare", entity="at last", actor="a", payload={}))
 
     steps: list[Step] = []
-    batches = host._runners["sparse"].batches  # noqa: SLF001 - one batch after another
+    batches = host._projectors["sparse"].runners[0].batches  # noqa: SLF001 - one batch after another
     while not steps or steps[-1].position < steps[-1].head:
         steps.append(batches.step(200))
 

@@ -259,7 +259,7 @@ def main() -> None:
     host.upgrade()
     for _ in range(count // 10_000):
         host.append(moves(10_000, 100))
-    host._runners["ledger"].size = 2_000  # noqa: SLF001 - where time alone would be too quick
+    host._projectors["ledger"].runners[0].size = 2_000  # noqa: SLF001 - where time alone would be too quick
     tracemalloc.start()
     host.catch_up()
     print(tracemalloc.get_traced_memory()[1])  # noqa: T201 - a program's output

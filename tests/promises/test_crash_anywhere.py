@@ -132,7 +132,7 @@ def host_on(url: str, clock: Callable[[], int] | None = None) -> Host:
     """Open a host with batches small enough to crash in the second and third."""
     host = Host(url, [ledger, live]) if clock is None else Host(url, [ledger, live], clock=clock)
     host.upgrade()
-    for runner in host._runners.values():  # noqa: SLF001 - a host chooses its sizes by time
+    for runner in [each for them in host._projectors.values() for each in them.runners]:  # noqa: SLF001 - a host chooses its sizes by time
         runner.size = SIZE
     return host
 
@@ -298,7 +298,7 @@ def failing_host(url: str, on_failure: OnFailure, failing: set[str]) -> Host:
 
     host = Host(url, [careful])
     host.upgrade()
-    runner = host._runners["careful"]  # noqa: SLF001 - a host chooses its sizes by time
+    runner = host._projectors["careful"].runners[0]  # noqa: SLF001 - a host chooses its sizes by time
     runner.size, runner.stopping = SIZE, Event()
     runner.stopping.set()
     return host

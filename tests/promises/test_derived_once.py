@@ -116,7 +116,7 @@ def host_of(url: str) -> Iterator[HostOf]:
         host = Host(url, domains)
         hosts.append(host)
         host.upgrade()
-        for runner in host._runners.values():  # noqa: SLF001 - a host chooses its sizes by time
+        for runner in [each for them in host._projectors.values() for each in them.runners]:  # noqa: SLF001 - a host chooses its sizes by time
             runner.size = size
         return host
 
@@ -229,7 +229,7 @@ def test_whoever_is_overtaken_undoes_its_batch(host_of: HostOf, point: str) -> N
             overtaken.append(None)
             fast.catch_up()
 
-    batches = slow._runners["ledger"].batches  # noqa: SLF001 - one batch, and no second try
+    batches = slow._projectors["ledger"].runners[0].batches  # noqa: SLF001 - one batch, and no second try
     with faults.planned({point: overtake}), pytest.raises(LeaseLost):
         batches.step(50)
 
@@ -374,7 +374,7 @@ def test_what_may_not_be_said_stops_the_projector(
 def main() -> None:
     """Catch up in a process of its own, when told to."""
     host = Host(sys.argv[1], [make_ledger()])
-    for runner in host._runners.values():  # noqa: SLF001 - a host chooses its sizes by time
+    for runner in [each for them in host._projectors.values() for each in them.runners]:  # noqa: SLF001 - a host chooses its sizes by time
         runner.size = 5
     host.log.head()
     print("ready", flush=True)  # noqa: T201 - a program's output

@@ -121,7 +121,7 @@ def notice(flagged: Recorded[Flagged], rows: ReadRows) -> Iterator[Attestation]:
 def small_batches(host: Host) -> Host:
     """Keep every batch small, so that there are many to die in."""
     batch.READ_MAX = BATCH
-    for one in host._runners.values():  # noqa: SLF001 - a host chooses its sizes by time
+    for one in [each for them in host._projectors.values() for each in them.runners]:  # noqa: SLF001 - a host chooses its sizes by time
         one.size = BATCH
     return host
 

@@ -114,7 +114,7 @@ class Bench:
         )
         self.host.upgrade()
         self.told = 0
-        for runner in self.host._runners.values():  # noqa: SLF001 - attempts without a pause
+        for runner in [each for them in self.host._projectors.values() for each in them.runners]:  # noqa: SLF001 - attempts without a pause
             runner.stopping = Event()
             runner.stopping.set()
 
@@ -156,7 +156,7 @@ class Bench:
 
     def _advance(self, sizes: Sequence[int]) -> None:
         for name in NAMES:
-            runner = self.host._runners[name]  # noqa: SLF001 - sizes are chosen here, not by time
+            runner = self.host._projectors[name].runners[0]  # noqa: SLF001 - sizes are chosen here, not by time
             for size in cycle(sizes):
                 runner.size = size
                 step = runner.advance(eager=True)
@@ -165,7 +165,7 @@ class Bench:
 
     def _retry(self, failing: set[int], sizes: Sequence[int]) -> None:
         self.mood.failing = frozenset(failing)
-        self.host._runners["parking"].size = sizes[0]  # noqa: SLF001 - as above
+        self.host._projectors["parking"].runners[0].size = sizes[0]  # noqa: SLF001 - as above
         with suppress(NothingToRetry):
             self.host.retry("parking")
 
