@@ -16,6 +16,7 @@ from qntx_es.domain import OPEN, Domain
 from qntx_es.folds import Fold
 from qntx_es.inbox import AppendRefused
 from qntx_es.projections.certificate import ModelRebuilt, ModelVerified
+from qntx_es.projections.cutting import SlicesCut
 from qntx_es.projections.ledger import (
     Parked,
     Paused,
@@ -41,6 +42,7 @@ OWN: dict[str, type[Payload]] = {
         Retried,
         Skipped,
         SkipWithdrawn,
+        SlicesCut,
         Unparked,
     )
 }

@@ -284,6 +284,10 @@ class BatchStuck(QntxError):
     """A batch does not end, and can never commit. Mend what its handler waits for, and restart."""
 
 
+class CutRefused(QntxError):
+    """This domain's slices cannot be cut like that; nothing was changed."""
+
+
 class CursorWouldRegress(QntxError):
     """A cursor only moves forward. To go back, rebuild."""
 

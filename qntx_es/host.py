@@ -45,6 +45,7 @@ from qntx_es.projections import generations
 from qntx_es.projections.batch import Batches
 from qntx_es.projections.comparison import Comparison
 from qntx_es.projections.cursor import cursors_of
+from qntx_es.projections.cutting import Cutting
 from qntx_es.projections.fresh import RebuildProgress
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.inline import InlineBatches, InlineProjectors
@@ -386,6 +387,19 @@ class Host:
         counts = self._interventions(name, by).withdraw_skip(position)
         self._wake()
         return counts
+
+    def cut(self, name: str, into: int, *, by: str | None = None) -> list[str]:
+        """Cut the slices of a domain that is `by_entity` into ranges; return them, as `0-511`.
+
+        Running hosts share the ranges among them. Everything goes on meanwhile, and no position is
+        lost or met twice. Raises `UnknownDomain`, and what `Cutting.run` raises.
+        """
+        self.domain(name)
+        self.get_ready()
+        cutting = Cutting(self.database, self._sequencer, self._projectors[name], by or somebody())
+        ranges = cutting.run(into)
+        self._tell()
+        return [str(one) for one in ranges]
 
     @contextmanager
     def running(self) -> Iterator["Host"]:

@@ -38,6 +38,7 @@ def register(commands: typer.Typer) -> None:
     command(commands, "resume")(resume)
     command(commands, "skip")(skip)
     command(commands, "retry")(retry)
+    command(commands, "cut")(cut)
 
 
 def pause(
@@ -60,6 +61,20 @@ def resume(session: Session, name: Name, *, actor: Actor = None) -> None:
         _refuse_unseen(host, name, session)
         host.resume(name, by=actor)
     _tell(session, name, "resumed")
+
+
+def cut(
+    session: Session,
+    name: Name,
+    *,
+    into: Annotated[int, typer.Option(metavar="N", help="How many.")],
+    actor: Actor = None,
+) -> None:
+    """Cut a projector into ranges of entities, which running hosts share among them."""
+    with session.host() as host:
+        ranges = host.cut(wanted_domain(host, name), into, by=actor)
+    session.out.document({"name": name, "ranges": ranges})
+    session.out.say(f"{name}: {len(ranges)} {'ranges' if len(ranges) > 1 else 'range'}")
 
 
 def skip(  # noqa: PLR0913 - one parameter an option

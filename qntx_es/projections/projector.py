@@ -50,7 +50,7 @@ class Projector:
         self._batches_of = batches_of
         self._stopping = stopping
         self._leases: Leases | None = None
-        self._runners: dict[Slices, Runner] = {ALL: self._runner(ALL)}
+        self._runners: dict[Slices, Runner] = {ALL: self._runner(ALL, None)}
         self._is_known = not domain.by_entity
         self._counted_at = 0.0
         self._share = 1
@@ -73,7 +73,7 @@ class Projector:
             return  # the pass is its runner, under the sequencer's lock
         self._leases = leases
         for runner in self._runners.values():
-            self._hand_leases(runner)
+            _hand_leases(runner, leases)
 
     def advance(self) -> Progress:
         """Run a batch of each range that is ours. Raises what the first that stops does."""
@@ -105,6 +105,10 @@ class Projector:
                 self._is_known = False
                 continue
             return
+
+    def runner_of(self, slices: Slices, leases: Leases) -> Runner:
+        """Return a runner of its own for a range, that moves only what `leases` hold."""
+        return self._runner(slices, leases)
 
     def fence(self) -> None:
         """Undo whatever batch is in hand anywhere."""
@@ -161,20 +165,23 @@ class Projector:
             found = [Slices(*row) for row in connection.execute(asked)] or [ALL]
         for gone in self._runners.keys() - set(found):
             self._runners[gone].give_back()
-        self._runners = {one: self._runners.get(one) or self._runner(one) for one in found}
+        self._runners = {
+            one: self._runners.get(one) or self._runner(one, self._leases) for one in found
+        }
         self._is_known = True
         self._counted_at = 0.0
 
-    def _runner(self, slices: Slices) -> Runner:
+    def _runner(self, slices: Slices, leases: Leases | None) -> Runner:
         batches = self._batches_of(slices)
         runner = Runner(self._database, self.domain, batches, self._stopping, slices)
-        self._hand_leases(runner)
+        _hand_leases(runner, leases)
         return runner
 
-    def _hand_leases(self, runner: Runner) -> None:
-        runner.leases = self._leases
-        if isinstance(runner.batches, Batches):
-            runner.batches.leases = self._leases
+
+def _hand_leases(runner: Runner, leases: Leases | None) -> None:
+    runner.leases = leases
+    if isinstance(runner.batches, Batches):
+        runner.batches.leases = leases
 
 
 def _progress(step: Step) -> Progress:

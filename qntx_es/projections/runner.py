@@ -17,7 +17,13 @@ from typing import Protocol
 
 from qntx_es.database import Database
 from qntx_es.domain import Domain
-from qntx_es.errors import LeaseLost, ProjectorOutdated, ProjectorPaused, ProjectorStopped
+from qntx_es.errors import (
+    LeaseLost,
+    ProjectorOutdated,
+    ProjectorPaused,
+    ProjectorStopped,
+    RangeGone,
+)
 from qntx_es.projections.batch import Batches, Step
 from qntx_es.projections.cursor import Cursor, Look, fence, lease_name, look, raise_token
 from qntx_es.projections.generations import bound_waiting
@@ -117,6 +123,8 @@ class Runner:
         while True:
             try:
                 step = self.advance(seconds=CATCH_UP_SECONDS, eager=True, until=until)
+            except RangeGone:
+                raise
             except LeaseLost:
                 step = self._stands()
                 if step.position != stood_at:
