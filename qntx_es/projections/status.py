@@ -19,7 +19,7 @@ from qntx_es.tables import attestations, cursors, failures, parked, rebuilds
 
 REBUILD_MICROSECONDS = 60_000_000
 # What is done with fresh tables that never become the live ones.
-IN_THE_DARK = ("verifying", "watching", "travelling")
+IN_THE_DARK = ("verifying", "watching", "travelling", "looking back")
 
 
 @dataclass(frozen=True, slots=True)
