@@ -82,6 +82,7 @@ from qntx_es.errors import (
     TooLarge,
     TooMany,
     UnknownContext,
+    UnknownDerive,
     UnknownDomain,
     UnknownHandler,
     UnsupportedDatabase,
@@ -121,6 +122,9 @@ from qntx_es.projections.fresh import (
 )
 from qntx_es.projections.ledger import (
     ParkedEntity,
+)
+from qntx_es.projections.looking_back import (
+    LookedBack,
 )
 from qntx_es.projections.rebuild import (
     Rebuilt,
@@ -199,6 +203,7 @@ __all__ = [
     "LogBusy",
     "LogDigest",
     "LogRegression",
+    "LookedBack",
     "LossyValue",
     "Measure",
     "MissingExtra",
@@ -241,6 +246,7 @@ __all__ = [
     "TooMany",
     "Travelled",
     "UnknownContext",
+    "UnknownDerive",
     "UnknownDomain",
     "UnknownHandler",
     "UnsupportedDatabase",

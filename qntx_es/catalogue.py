@@ -26,6 +26,7 @@ from qntx_es.projections.ledger import (
     SkipWithdrawn,
     Unparked,
 )
+from qntx_es.projections.starts import DeriveStarted
 from qntx_es.tables import attestations
 from qntx_es.upcasting import Chain
 
@@ -34,6 +35,7 @@ OWN: dict[str, type[Payload]] = {
     one.context: one
     for one in (
         AppendRefused,
+        DeriveStarted,
         ModelRebuilt,
         ModelVerified,
         Parked,

@@ -84,6 +84,10 @@ class DeriveHandler:
     is_from_beginning: bool
     schedule: str | None
 
+    def is_for(self, context: str, entity: str) -> bool:
+        """Tell whether an attestation is a source of it: a fire is of one schedule."""
+        return context == self.payload.context and self.schedule in (None, entity)
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:

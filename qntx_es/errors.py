@@ -371,6 +371,13 @@ class BeyondHead(QntxError):
     """The log does not reach so far, so nothing can be made of it up to there."""
 
 
+class UnknownDerive(QntxError):
+    """The domain has no derive handler of this name."""
+
+    def __init__(self, domain: str, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"`{domain}` has no derive handler `{name}`{did_you_mean(name, known)}")
+
+
 class SwapBusy(QntxError):
     """A long reader kept the tables from being swapped. Live tables are untouched: try again."""
 

@@ -52,6 +52,7 @@ from qntx_es.projections.inline import InlineBatches, InlineProjectors
 from qntx_es.projections.interventions import Interventions
 from qntx_es.projections.lease import Leases
 from qntx_es.projections.ledger import ParkedEntity, read_waiting
+from qntx_es.projections.looking_back import LookedBack, look_back
 from qntx_es.projections.projector import Projector
 from qntx_es.projections.rebuild import Rebuild, Rebuilt
 from qntx_es.projections.rows import RowMap
@@ -307,6 +308,33 @@ class Host:
             domain,
             actor=actor or somebody(),
             first=first,
+            progress=progress,
+        )
+
+    def look_back(
+        self,
+        name: str,
+        handler: str,
+        *,
+        since: int,
+        actor: str | None = None,
+        progress: Callable[[RebuildProgress], None] | None = None,
+    ) -> LookedBack:
+        """Let one derive handler of a domain speak of the past, from position `since` on.
+
+        Everything goes on meanwhile. What the log has already stays as it is. The handler's new
+        start is attested by `actor`, else by who runs this process. Raises `UnknownDomain`, and
+        what `look_back` raises.
+        """
+        domain = self.domain(name)
+        self.get_ready()
+        return look_back(
+            self.database,
+            self._sequencer,
+            domain,
+            handler,
+            since=since,
+            actor=actor or somebody(),
             progress=progress,
         )
 

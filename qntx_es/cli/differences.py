@@ -6,7 +6,7 @@ from typing import Any
 
 from qntx_es.cli.output import Column, Output, Row, counted
 from qntx_es.projections.comparison import RowDifference, TableProof
-from qntx_es.projections.derived import DeriveProof
+from qntx_es.projections.derived import DerivationDifference, DeriveProof
 from qntx_es.projections.digest import Digest
 
 VERDICTS = {
@@ -61,14 +61,17 @@ def show(
         out.table(
             DERIVED, [(o.handler, o.equal, o.changed, o.missing, o.surplus) for o in handlers]
         )
-        out.table(
-            OUTPUTS,
-            [
-                (one.handler, each.source, each.verdict, each.logged, each.rebuilt)
-                for one in handlers
-                for each in one.first
-            ],
-        )
+        out.table(OUTPUTS, [row for one in handlers for row in _outputs(one.handler, one.first)])
+
+
+def show_drift(handler: str, drift: Iterable[DerivationDifference], out: Output) -> None:
+    """Print what the log has otherwise than a handler says it."""
+    out.table(OUTPUTS, [*_outputs(handler, drift)])
+
+
+def _outputs(handler: str, found: Iterable[DerivationDifference]) -> Iterator[Row]:
+    for one in found:
+        yield handler, one.source, one.verdict, one.logged, one.rebuilt
 
 
 def in_short(proof: TableProof) -> str:

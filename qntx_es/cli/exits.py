@@ -19,6 +19,7 @@ from qntx_es.errors import (
     InvalidExpectation,
     QntxError,
     UnknownContext,
+    UnknownDerive,
     UnknownDomain,
     UnknownHandler,
 )
@@ -33,6 +34,7 @@ OF_USAGE = (
     InvalidConfig,
     InvalidExpectation,
     UnknownContext,
+    UnknownDerive,
     UnknownDomain,
     UnknownHandler,
 )

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from qntx_es.cli import proof, recovery, travel, verify
+from qntx_es.cli import looking_back, proof, recovery, travel, verify
 from qntx_es.cli.exits import DIFFERENCE, FAILURE, message_of
 from qntx_es.cli.flags import command, group
 from qntx_es.cli.output import Column, Output, Row, complain, grouped, shown
@@ -116,6 +116,16 @@ def rebuild(  # noqa: PLR0913 - one parameter an option
     into: Annotated[
         str | None, typer.Option(metavar="PREFIX", help="What the names of those begin with.")
     ] = None,
+    derive: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HANDLER", help="Only let this derive handler speak of the past; no swap."
+        ),
+    ] = None,
+    since: Annotated[
+        int | None,
+        typer.Option("--from", metavar="POSITION", min=1, help="Of which past, up to where it is."),
+    ] = None,
     actor: verify.As = None,
 ) -> None:
     """Build read models anew, compare, and swap.
@@ -123,6 +133,11 @@ def rebuild(  # noqa: PLR0913 - one parameter an option
     Fresh tables are filled beside the live ones while everything runs on. What they hold is
     compared with what the live ones held, and then they take their place.
     """
+    if (derive is None) != (since is None):
+        raise typer.BadParameter("--derive and --from go together")
+    others = (all_, expect, certificate, dry_run, to, into)
+    if derive is not None and (any(others) or len(names or ()) != 1):
+        raise typer.BadParameter("name one projector, and nothing else", param_hint="--derive")
     if (to is None) != (into is None):
         raise typer.BadParameter("--to and --into go together")
     if into is not None and (all_ or len(names or ()) != 1 or expect or certificate or dry_run):
@@ -132,6 +147,11 @@ def rebuild(  # noqa: PLR0913 - one parameter an option
             "nothing is certified that was not swapped", param_hint="--dry-run"
         )
     with session.host() as host:
+        if derive is not None and since is not None:
+            host.database.check()
+            name = wanted_domain(host, (names or [])[0])
+            looking_back.look_back(host, name, derive, since, session.out, actor=actor)
+            return
         if to is not None and into is not None:
             host.database.check()
             name = wanted_domain(host, (names or [])[0])

@@ -21,7 +21,7 @@ One attestation at a time is the meaning of a batch, so a batch that fails is cu
 fails stands alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -57,6 +57,7 @@ from qntx_es.projections.ledger import (
 from qntx_es.projections.recovery import HandlerFailed, InHand
 from qntx_es.projections.rows import RowMap
 from qntx_es.projections.slices import ALL, Slices
+from qntx_es.projections.starts import Starts, in_order, read_starts
 from qntx_es.sequencer import Sequencer
 from qntx_es.tables import attestations
 
@@ -175,6 +176,7 @@ class Batches:
         folding = Folding(handlers.domain, lambda table: table, slices, is_sqlite=on_sqlite)
         self._portions = Portions(handlers, folding, slices)
         self._standing = Standing(handlers.domain.name, handlers.contexts)
+        self._starts = Starts(handlers.domain)
         self._last: Cursor | None = None
         self._stored_at = 0.0
         # Until a batch is whole, the map may know what the database does not.
@@ -272,9 +274,11 @@ class Batches:
             stretch = standing.stretch(portion.rows, portion.until)
             moved = replace(cursor, position=stretch.ceiling)
             transaction.move = partial(advance, cursor, stretch.ceiling)
-            said = project(
-                self._handlers, self._rows, standing, stretch, derives_from=cursor.derives_from
-            )
+            starts = self._starts
+            met = starts.met(portion.rows, stretch.ceiling)
+            speaking = starts.to_say(cursor, stretch)
+            said = project(self._handlers, self._rows, standing, stretch, derives_from=speaking)
+            said = in_order(met, said, portion.rows)
             connection = transaction(True)  # noqa: FBT003 - to write
             if portion.is_folded:
                 self._rows.forget()  # what is known of rows is of the past then
@@ -289,6 +293,7 @@ class Batches:
             faults.point("batch.before_commit")
         faults.point("batch.after_commit")
         self._last, self._standing, self._is_whole = moved, standing, True
+        self._starts = starts.knowing(met)
         self._stored_at = monotonic()
         self._rows.cool()
         return Step(cursor.position, stretch.ceiling, head, portion.size, len(said))
@@ -301,6 +306,8 @@ class Batches:
         if cursor != self._last:
             self._forget()
             self._standing = read_standing(connection, self._handlers, cursor)
+            domain = self._handlers.domain
+            self._starts = read_starts(connection, domain, cursor.derives_from)
         return cursor, seen.head
 
     def _keep(self, connection: Connection, change: Change) -> list[Attestation]:
@@ -374,7 +381,7 @@ def project(
     standing: Standing,
     stretch: Stretch,
     *,
-    derives_from: int | None,
+    derives_from: Mapping[str, int] | None,
 ) -> list[Attestation]:
     """Run the handlers over a stretch, write its rows, and return what was derived.
 
@@ -394,7 +401,10 @@ def project(
 
 
 def _project(
-    handlers: Handlers, rows: RowMap, batch: Sequence[RecordedRow], derives_from: int | None
+    handlers: Handlers,
+    rows: RowMap,
+    batch: Sequence[RecordedRow],
+    derives_from: Mapping[str, int] | None,
 ) -> list[Attestation]:
     handlers.read_ahead(rows, batch)
     derived = handlers.run(batch, rows, derives_from=derives_from)

@@ -7,7 +7,7 @@ the first one that was not yielded tells whether the log has more.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +64,7 @@ class _Wanted:
 class _Found:
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     differences: list[tuple[str, DerivationDifference]] = field(default_factory=list)
+    missing: list[Attestation] = field(default_factory=list)
 
     def note(self, wanted: _Wanted, logged: Any) -> None:  # noqa: ANN401 - a row of the log
         """Count an output, and keep it if it is not equal."""
@@ -72,6 +73,7 @@ class _Found:
             verdict = "surplus"
         elif logged is None:
             verdict = "missing"
+            self.missing.append(said)
         else:
             verdict = "equal" if said.bytes == bytes_of(logged) else "changed"
         self.counts[wanted.handler, verdict] += 1
@@ -89,11 +91,11 @@ class _Found:
 class Derivations:
     """The outputs of a domain's derive handlers so far, batch by batch.
 
-    Sources at or below `derives_from` are left out, unless a handler speaks since the beginning.
+    Of each handler those of sources behind its position in `derives_from` count.
     """
 
     def __init__(self, domain: Domain) -> None:
-        self.derives_from = 0
+        self.derives_from: Mapping[str, int] = {}
         self._domain = domain
         self._kept = _Found()
         self._latest = _Found()
@@ -113,6 +115,11 @@ class Derivations:
             behind = [one for one in wanted if one.said is None and one.id in logged]
             wanted = [self._at(one.handler, one.source, one.ordinal + 1, {}) for one in behind]
 
+    @property
+    def missing(self) -> Sequence[Attestation]:
+        """What was said in the latest batch, and the log does not have."""
+        return self._latest.missing
+
     def keep(self) -> None:
         """Count the latest batch, whose transaction has committed."""
         self._kept.counts += self._latest.counts
@@ -122,6 +129,15 @@ class Derivations:
     def proofs(self) -> tuple[DeriveProof, ...]:
         """Return what was found so far, by handler."""
         return tuple(self._proof(one.name) for one in self._domain.derives)
+
+    def drift_of(self, handler: str) -> tuple[DerivationDifference, ...]:
+        """Return the first outputs of a handler that the log has, and has otherwise."""
+        drift = [
+            one
+            for name, one in self._kept.differences
+            if name == handler and one.verdict != "missing"
+        ]
+        return tuple(drift[:FIRST])
 
     def _proof(self, handler: str) -> DeriveProof:
         first = [one for name, one in self._kept.differences if name == handler]
@@ -145,11 +161,8 @@ class Derivations:
             yield wanted
 
     def _speaks_of(self, handler: DeriveHandler, row: RecordedRow) -> bool:
-        return (
-            handler.payload.context == row[2]
-            and (row[0] > self.derives_from or handler.is_from_beginning)
-            and handler.schedule in (None, row[4])
-        )
+        behind = self.derives_from.get(handler.name)
+        return behind is not None and row[0] > behind and handler.is_for(row[2], row[4])
 
     def _at(
         self, handler: str, source: RecordedRow, ordinal: int, yielded: dict[str, Attestation]

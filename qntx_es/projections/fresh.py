@@ -52,6 +52,7 @@ from qntx_es.projections.ledger import (
 from qntx_es.projections.recovery import HandlerFailed
 from qntx_es.projections.rows import RowMap
 from qntx_es.projections.shape import Shape
+from qntx_es.projections.starts import read_starts
 from qntx_es.projections.status import REBUILD_MICROSECONDS
 from qntx_es.projections.touches import Touches, WatchedRows
 from qntx_es.sequencer import Sequencer
@@ -98,10 +99,11 @@ class Fresh:
     """The fresh tables of one domain, by the names they have when they are live.
 
     They exist within `standing()`, and hold the fold of the log up to `position`. What derive
-    handlers say meanwhile is compared with the log, in `derivations`; or they are left out.
+    handlers say meanwhile is compared with the log, in `derivations`; or they are left out. Or some
+    are to speak: of what those in `says` say behind their positions, the log gets what it lacks.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one keyword a way to fill them
         self,
         database: Database,
         sequencer: Sequencer,
@@ -109,6 +111,7 @@ class Fresh:
         progress: Report | None = None,
         *,
         derives: bool = True,
+        says: Mapping[str, int] | None = None,
     ) -> None:
         self.database = database
         self.domain = domain
@@ -126,6 +129,7 @@ class Fresh:
         self._started = monotonic()
         self._size = READ_MAX
         self._derives = derives
+        self._says = says
         self._touches: Touches | None = None
         self._rows, self._portions = self._row_map(), self._portions_of_these()
 
@@ -245,7 +249,6 @@ class Fresh:
                 )
             )
             self.tables = generations.create_fresh(connection, self.domain, self.generation)
-        self.derivations.derives_from = live.derives_from
         self._rows, self._portions = self._row_map(), self._portions_of_these()
 
     def _row_map(self) -> RowMap:
@@ -330,6 +333,8 @@ class Fresh:
         said = project(self._handlers, self._rows, self._stands, stretch, derives_from=since)
         if self._derives and not is_owed:
             self.derivations.compare(connection, sources, said)
+        if self._says is not None:
+            self._sequencer.drop(connection, self.derivations.missing)
         return said
 
     def _project_watched(self, stretch: Stretch, touches: Touches) -> None:
@@ -346,7 +351,10 @@ class Fresh:
         self._sequencer.run_pass()
         with self.database.read() as connection:
             ledger = read_ledger(connection, self.domain.name, self.domain.version)
-            self._owed = self._read_owed(self.live(connection), connection)
+            live = self.live(connection)
+            self._owed = self._read_owed(live, connection)
+            starts = read_starts(connection, self.domain, live.derives_from)
+        self.derivations.derives_from = starts.to_compare if self._says is None else self._says
         self._stands = replace(self._stands, ledger=ledger)
 
     def _read_owed(self, live: Cursor, connection: Connection) -> Mapping[str, ParkedEntity]:

@@ -3,7 +3,7 @@
 What is decided here once for a domain is not asked again for each attestation.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,12 +106,16 @@ class Handlers:
                     yield from handler.keys(recorded)
 
     def run(
-        self, batch: Iterable[RecordedRow], rows: RowMap, *, derives_from: int | None
+        self,
+        batch: Iterable[RecordedRow],
+        rows: RowMap,
+        *,
+        derives_from: Mapping[str, int] | None,
     ) -> list[Attestation]:
         """Run the handlers over a batch in order, and return what was derived.
 
-        Nothing is derived from a source at or below `derives_from`, unless its handler speaks
-        since the beginning; None derives nothing at all. Raises `HandlerFailed`.
+        Each derive handler speaks of what lies behind its position in `derives_from`; one that has
+        none there says nothing. Raises `HandlerFailed`.
         """
         derived: list[Attestation] = []
         readable = ReadOnly(rows)
@@ -126,10 +130,11 @@ class Handlers:
                     in_hand.handler = project.name
                     project.function(recorded[which], rows)
                 rows.settle()
-                if derives_from is None:
+                if not derives_from:
                     continue
                 for which, derive in plan.derives:
-                    if row[0] > derives_from or derive.is_from_beginning:
+                    behind = derives_from.get(derive.name)
+                    if behind is not None and row[0] > behind:
                         in_hand.handler = derive.name
                         derived += self._follow(derive, recorded[which], readable)
         return derived

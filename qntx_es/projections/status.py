@@ -22,7 +22,7 @@ from qntx_es.tables import attestations, cursors, failures, leases, parked, rebu
 
 REBUILD_MICROSECONDS = 60_000_000
 # What is done with fresh tables that never become the live ones.
-IN_THE_DARK = ("verifying", "watching", "travelling")
+IN_THE_DARK = ("verifying", "watching", "travelling", "looking back")
 
 
 @dataclass(frozen=True, slots=True)

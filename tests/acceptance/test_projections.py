@@ -67,12 +67,12 @@ def test_projectors_are_listed_with_their_lag(each: Each, opened: Opened, url: s
     shop = found["shop"]
     assert list(shop) == KEYS
     assert (shop["version"], shop["state"], shop["generation"]) == (1, "live", 1)
-    assert (shop["position"], shop["head"], shop["lag"]) == (2, 4, 2)
+    assert (shop["position"], shop["head"], shop["lag"]) == (3, 5, 2)
     assert shop["lag_seconds"] > 0
     assert found["pulse"]["state"] == "inline"
     titles, *rows = (line.split() for line in listed.stdout.splitlines())
     assert titles[:5] == ["domain", "version", "state", "cursor", "lag"]
-    assert ["shop", "1", "live", "2", "2"] in [row[:5] for row in rows]
+    assert ["shop", "1", "live", "3", "2"] in [row[:5] for row in rows]
     assert not set(listed.stdout) & set("─│━\x1b")
 
 
@@ -210,3 +210,40 @@ def test_a_rebuild_can_be_interrupted(
     assert "qntx-es: interrupted" in complaint
     assert "Traceback" not in complaint
     assert totals(host) == {"a": 1}
+
+
+def test_a_new_handler_looks_back(
+    each: Each, qntx: Qntx, opened: Opened, shop: Path, url: str
+) -> None:
+    """A derive handler that came later speaks of the past when asked, once, and says how much."""
+    host = opened(url)
+    for entity in ("a", "b", "c"):
+        place(host, entity, 1)
+    host.catch_up()
+    shop.write_text(
+        shop.read_text()
+        + "\n\n@shop.derive(OrderPlaced)\ndef charge(placed, rows):\n"
+        + "    yield ship.request(entity=f'bank:{placed.entity}')\n"
+    )
+    flags = ("--database", url, "--domains", "shop")
+    asked = ("projections", "rebuild", "shop", "--derive")
+
+    said = qntx(*asked, "charge", "--from", "2", "--as", "ann", "--json", *flags)
+    again, unknown, half, all_ = each(
+        (*asked, "charge", "--from", "2", *flags),
+        (*asked, "chrge", "--from", "1", *flags),
+        (*asked, "charge", *flags),
+        ("projections", "rebuild", "--all", "--derive", "charge", "--from", "1", *flags),
+    )
+
+    found = json.loads(said.stdout)
+    assert (said.returncode, found["said"], found["equal"], found["is_same"]) == (0, 2, 0, True)
+    started = host.ax(contexts="qntx.derive_started", actors="ann")
+    assert [one.payload for one in started] == [{"handler": "charge", "position": 2}]
+    assert again.returncode == 0
+    assert "0 said, 2 were in the log already" in again.stdout
+    assert (unknown.returncode, half.returncode, all_.returncode) == (2, 2, 2)
+    assert "did you mean `charge`?" in unknown.stderr
+    assert "go together" in half.stderr
+    requested = [one.entity for one in host.ax(contexts="pulse.job_requested")]
+    assert requested == ["a", "b", "c", "bank:b", "bank:c"]

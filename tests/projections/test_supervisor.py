@@ -190,7 +190,7 @@ def test_what_a_dead_host_left_in_the_inbox_enters_without_another_append(
         connection.execute(update(cursors).values(position=2))
 
     with host.running():
-        has_entered = wait_until(lambda: host.log.head() == 3)
+        has_entered = wait_until(lambda: host.log.head() == 4)
 
     host.close()
     assert has_entered

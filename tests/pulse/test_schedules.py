@@ -84,9 +84,9 @@ def test_a_schedule_is_declared_then_fires_once_over_two_hosts(
     for host in hosts * 2:
         host.catch_up(jobs=True)
 
-    declared, fired, ticked = hosts[1].log.read()
-    assert [declared.context, fired.context, ticked.context] == [
-        "pulse.schedule_declared", "pulse.schedule_fired", "ticked",
+    declared, fired, started, ticked = hosts[1].log.read()
+    assert [declared.context, fired.context, started.context, ticked.context] == [
+        "pulse.schedule_declared", "pulse.schedule_fired", "qntx.derive_started", "ticked",
     ]  # fmt: skip
     due = NOON + timedelta(hours=6)
     assert datetime.fromisoformat(fired.payload["due_at"]) == due
@@ -162,7 +162,8 @@ def test_a_changed_step_is_declared_anew(clock: Clock, host_at: Callable[[Domain
     host.catch_up(jobs=True)
 
     assert contexts(host) == [
-        "pulse.schedule_declared", "pulse.schedule_declared", "pulse.schedule_fired", "ticked",
+        "pulse.schedule_declared", "pulse.schedule_declared", "pulse.schedule_fired",
+        "qntx.derive_started", "ticked",
     ]  # fmt: skip
 
 
