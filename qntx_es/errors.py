@@ -262,6 +262,13 @@ class InvalidDerivation(QntxError):
 class DerivationTooDeep(QntxError):
     """A chain of derivations passed 64 links: it feeds itself. Break the cycle."""
 
+    def __init__(self, chain: Iterable[tuple[int, str]]) -> None:
+        told = " → ".join(f"{context} ({position})" for position, context in chain)
+        super().__init__(
+            "a chain of derivations passed 64 links: it feeds itself. Break the cycle. From the "
+            f"first cause, by position: {told}"
+        )
+
 
 class LeaseLost(QntxError):
     """Another runner moved this cursor; this batch was undone and will be read again."""
