@@ -290,6 +290,21 @@ class ProjectorStopped(QntxError):
         )
 
 
+class TableAltered(ProjectorStopped):
+    """Somebody altered a live table by hand. Run `qntx-es projections rebuild`."""
+
+    def __init__(self, domain: str, *, position: int, found: Sequence[str]) -> None:
+        self.domain = domain
+        self.position = position
+        self.found = tuple(found)
+        QntxError.__init__(
+            self,
+            f"projector `{domain}` stopped at position {position}, for somebody altered its "
+            f"tables: {', '.join(found)}. The log has all that was in them: "
+            f"run `qntx-es projections rebuild {domain}`",
+        )
+
+
 class ProjectorOutdated(QntxError):
     """A domain's tables are of another version. Run `qntx-es projections rebuild`."""
 

@@ -11,13 +11,23 @@ from threading import Event, Lock
 from time import monotonic
 from typing import Protocol
 
+from sqlalchemy.exc import DBAPIError
+
 from qntx_es.database import Database
 from qntx_es.domain import Domain
 from qntx_es.errors import LeaseLost, ProjectorStopped
+from qntx_es.projections.alteration import altered_by_hand
 from qntx_es.projections.batch import Batches, Step
 from qntx_es.projections.cursor import Cursor, Look, look
 from qntx_es.projections.ledger import PARKED_MAX, read_waiting
-from qntx_es.projections.recovery import ATTEMPTS, HandlerFailed, choice_of, record_failure
+from qntx_es.projections.recovery import (
+    ATTEMPTS,
+    TABLES,
+    HandlerFailed,
+    InHand,
+    choice_of,
+    record_failure,
+)
 
 SIZE_FIRST = 200
 LIVE_SECONDS = 0.1
@@ -66,6 +76,9 @@ class Runner:
                 step = self.batches.step(self.size, eager=eager)
             except HandlerFailed as failed:
                 return self._find(failed)
+            except DBAPIError as error:
+                self._refuse_altered(error)
+                raise
             self._resize(step, monotonic() - started, seconds)
             return step
 
@@ -92,6 +105,8 @@ class Runner:
 
     def _find(self, failed: HandlerFailed) -> Step:
         """Project what stands before the failing attestation, then that one alone."""
+        if isinstance(failed.raised, DBAPIError):
+            self._refuse_altered(failed.raised)
         # From here it grows again: what failed in bulk may be right one at a time.
         self.size = max(1, self.size // 2)
         try:
@@ -130,12 +145,26 @@ class Runner:
             waiting = read_waiting(connection, self.domain.name, self.domain.version)
         return len(waiting) >= PARKED_MAX
 
-    def _stop(self, failed: HandlerFailed, error: str) -> ProjectorStopped:
+    def _refuse_altered(self, error: DBAPIError) -> None:
+        """Stop where it was no handler that failed. Raises `TableAltered`."""
+        with self.database.snapshot() as connection:
+            now = self.database.now(connection)
+            cursor = look(connection, self.domain.name, now).cursor
+            altered = altered_by_hand(connection, self.domain, cursor)
+        if altered is not None:
+            self._stopped_at = cursor
+            self._record(HandlerFailed(InHand(altered.position, TABLES), altered))
+            raise altered from error
+
+    def _record(self, failed: HandlerFailed) -> None:
         if self._stopped_at is not None:
             with self.database.write() as connection:
                 now = self.database.now(connection)
                 at = self._stopped_at.position
                 record_failure(connection, self.domain.name, at, failed, now)
+
+    def _stop(self, failed: HandlerFailed, error: str) -> ProjectorStopped:
+        self._record(failed)
         return ProjectorStopped(
             self.domain.name, position=failed.position, handler=failed.handler, error=error
         )
