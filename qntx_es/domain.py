@@ -23,6 +23,7 @@ from typing_extensions import TypeVar
 from qntx_es import columns
 from qntx_es.attestation import Attestation, Json, Payload, Recorded, checked_name, problems_of
 from qntx_es.ax import checked_path
+from qntx_es.cycles import Link, contexts_made, cycles_of
 from qntx_es.errors import (
     AxError,
     DomainRefused,
@@ -108,6 +109,8 @@ class Domain:
     them may be projected by several processes. `on_failure` is what becomes of an attestation at
     which a handler has failed three times: the projector stops before it, parks its entity (all
     that is said about it waits from there on, in order, until it is retried), or skips it.
+    `cycles` are the contexts, or payload classes, that its derive handlers may come back to, to the
+    depth of 64.
     """
 
     def __init__(  # noqa: PLR0913 - one keyword a choice
@@ -120,6 +123,7 @@ class Domain:
         inline: bool = False,
         by_entity: bool = False,
         on_failure: OnFailure = "stop",
+        cycles: Emits | Iterable[Emits] = (),
     ) -> None:
         self.name = name
         self.version = version
@@ -130,6 +134,9 @@ class Domain:
         self.inline = inline
         self.by_entity = by_entity
         self.on_failure: OnFailure = on_failure
+        self.cycles = tuple(
+            map(_context_of, (cycles,) if isinstance(cycles, str | type) else cycles)
+        )
         self.metadata = MetaData()
         self.projects: list[ProjectHandler] = []
         self.derives: list[DeriveHandler] = []
@@ -406,7 +413,7 @@ class Domain:
                 for one in self.folds
                 if not one.is_apart_by_entity
             ]
-        return found + self._recovery_problems() + _doubled(self)
+        return found + self._recovery_problems() + _doubled(self) + self._cycle_problems()
 
     def _recovery_problems(self) -> list[str]:
         found = [
@@ -422,6 +429,21 @@ class Domain:
                 f"on_failure={self.on_failure!r}: an inline domain stops; a person may skip"
             )
         return found
+
+    def _cycle_problems(self) -> list[str]:
+        answered = {one.payload.context for one in self.derives}
+        found = [
+            f"cycles `{context}`: no derive handler answers it{did_you_mean(context, answered)}"
+            for context in self.cycles
+            if context not in answered
+        ]
+        links = [
+            Link(one.name, one.payload.context, said)
+            for one in self.derives
+            for said in sorted(contexts_made(one.function))
+            if self.may_emit(said)
+        ]
+        return found + [_spelt_cycle(one) for one in cycles_of(links, self.cycles)]
 
     def _is_payload(self, handler: str, payload: object) -> bool:
         if not (isinstance(payload, type) and issubclass(payload, Payload)):
@@ -545,6 +567,15 @@ def _doubled(domain: Domain) -> list[str]:
         f"handler `{name}`: two handlers have this name; give one of them name="
         for name in sorted({name for name in names if names.count(name) > 1})
     ]
+
+
+def _spelt_cycle(links: Sequence[Link]) -> str:
+    first = links[0].source
+    handlers = ", ".join(f"`{one.handler}`" for one in links)
+    return (
+        f"derive {handlers}: `{' → '.join((first, *(one.said for one in links)))}` comes round "
+        f'again; break the cycle, or say that it ends: cycles=("{first}",)'
+    )
 
 
 def _texts(given: str | Iterable[str]) -> tuple[str, ...]:

@@ -262,6 +262,13 @@ class InvalidDerivation(QntxError):
 class DerivationTooDeep(QntxError):
     """A chain of derivations passed 64 links: it feeds itself. Break the cycle."""
 
+    def __init__(self, chain: Iterable[tuple[int, str]]) -> None:
+        told = " → ".join(f"{context} ({position})" for position, context in chain)
+        super().__init__(
+            "a chain of derivations passed 64 links: it feeds itself. Break the cycle. From the "
+            f"first cause, by position: {told}"
+        )
+
 
 class LeaseLost(QntxError):
     """Another runner moved this cursor; this batch was undone and will be read again."""
@@ -301,6 +308,21 @@ class ProjectorStopped(QntxError):
         super().__init__(
             f"projector `{domain}` stopped at position {position}: handler `{handler}` raised "
             f"{error}. Mend the handler and run it again"
+        )
+
+
+class TableAltered(ProjectorStopped):
+    """Somebody altered a live table by hand. Run `qntx-es projections rebuild`."""
+
+    def __init__(self, domain: str, *, position: int, found: Sequence[str]) -> None:
+        self.domain = domain
+        self.position = position
+        self.found = tuple(found)
+        QntxError.__init__(
+            self,
+            f"projector `{domain}` stopped at position {position}, for somebody altered its "
+            f"tables: {', '.join(found)}. The log has all that was in them: "
+            f"run `qntx-es projections rebuild {domain}`",
         )
 
 

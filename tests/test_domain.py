@@ -53,7 +53,7 @@ def problems_of(domain: Domain) -> str:
 
 def test_a_sound_domain_has_no_problems() -> None:
     """Everything that the documentation shows is accepted."""
-    domain = Domain("code", emits=("seen",), actors=("code@system",))
+    domain = Domain("code", emits=("heard",), actors=("code@system",))
     things = domain.table(
         "things",
         Column("entity", String, primary_key=True),
@@ -76,7 +76,7 @@ def test_a_sound_domain_has_no_problems() -> None:
 
     @domain.derive(Seen)
     def follow(seen: Recorded[Seen], rows: ReadRows) -> Iterator[Attestation]:
-        yield domain.attest(Seen(), entity=seen.entity)
+        yield domain.attest(Heard(), entity=seen.entity)
 
     @domain.every(timedelta(hours=1))
     def tick(due: datetime, rows: ReadRows) -> Iterator[Attestation]:

@@ -18,6 +18,7 @@ from qntx_es.cli.output import Column, Output, Row, complain, grouped, shown
 from qntx_es.cli.session import Session, wanted_domain
 from qntx_es.errors import InvalidExpectation, QntxError, RebuildDiffers
 from qntx_es.host import Host
+from qntx_es.projections.recovery import TABLES
 from qntx_es.projections.status import Failure, ProjectorStatus
 
 STYLES = {
@@ -295,9 +296,11 @@ def _explain(failure: Failure, out: Output) -> None:
     )
     for line in failure.traceback.splitlines():
         out.say(f"  {shown(line)}", style="dim")
-    out.say(
-        "Mend the handler and run again, or retry: it goes on from there. Or skip that position."
-    )
+    if failure.handler != TABLES:  # of those the error itself says what to do
+        out.say(
+            "Mend the handler and run again, or retry: it goes on from there. "
+            "Or skip that position."
+        )
 
 
 def _exit_if_any_failed(found: Iterable[ProjectorStatus]) -> None:

@@ -103,6 +103,11 @@ def bound_waiting(connection: Connection) -> None:
         connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
 
 
+def found_tables(connection: Connection, tables: Iterable[str]) -> list[str]:
+    """Return those of the tables that nobody has dropped by hand."""
+    return sorted({*tables}.intersection(inspect(connection).get_table_names()))
+
+
 def lock_tables(connection: Connection, tables: Iterable[str]) -> None:
     """Keep readers off the live tables."""
     names = ", ".join(sorted(tables))
@@ -116,7 +121,7 @@ def rename(connection: Connection, live: Cursor, fresh: Iterable[str], generatio
     On SQLite views would otherwise follow the old table, and any broken view block the rename.
     """
     with _views_left_alone(connection):
-        for name in sorted(live.tables):
+        for name in found_tables(connection, live.tables):
             _rename(connection, name, suffixed(name, live.generation))
         for name in sorted(fresh):
             _rename(connection, suffixed(name, generation), name)

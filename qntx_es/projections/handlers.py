@@ -16,6 +16,7 @@ from qntx_es.attestation import (
 )
 from qntx_es.domain import DeriveHandler, Domain, ProjectHandler
 from qntx_es.errors import DerivationTooDeep, InvalidDerivation, TooMany
+from qntx_es.projections.chain import chain_to
 from qntx_es.projections.recovery import InHand, blamed
 from qntx_es.projections.rows import RowMap
 from qntx_es.rows import ReadRows
@@ -118,7 +119,6 @@ class Handlers:
         none there says nothing. Raises `HandlerFailed`.
         """
         derived: list[Attestation] = []
-        readable = ReadOnly(rows)
         in_hand = InHand()
         plans = self._plans
         with blamed(in_hand):
@@ -136,22 +136,22 @@ class Handlers:
                     behind = derives_from.get(derive.name)
                     if behind is not None and row[0] > behind:
                         in_hand.handler = derive.name
-                        derived += self._follow(derive, recorded[which], readable)
+                        derived += self._follow(derive, recorded[which], rows)
         return derived
 
     def _follow(
-        self, handler: DeriveHandler, source: Recorded[Payload], rows: ReadRows
+        self, handler: DeriveHandler, source: Recorded[Payload], rows: RowMap
     ) -> Iterator[Attestation]:
         if handler.schedule is not None and source.entity != handler.schedule:
             return
-        for ordinal, said in enumerate(handler.function(source, rows) or ()):
+        for ordinal, said in enumerate(handler.function(source, ReadOnly(rows)) or ()):
             if not isinstance(said, Attestation):
                 raise InvalidDerivation(
                     f"`{handler.name}` yielded a {type(said).__name__}: yield attestations, "
                     f"made by {self.domain.name}.attest(…) or by a job's request(…)"
                 )
             if source.depth >= DEPTH_MAX:
-                raise DerivationTooDeep
+                raise DerivationTooDeep(chain_to(source, rows.connect(False)))  # noqa: FBT003 - to read
             if ordinal >= DERIVED_MAX:
                 raise TooMany(f"`{handler.name}` yields more than {DERIVED_MAX} of one attestation")
             self.domain.refuse_foreign(said)

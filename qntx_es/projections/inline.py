@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from qntx_es.database import Database, is_trouble
 from qntx_es.errors import LeaseLost, ProjectorOutdated, ProjectorPaused
+from qntx_es.projections.alteration import altered_by_hand
 from qntx_es.projections.batch import (
     STORE_SECONDS,
     Portion,
@@ -28,7 +29,7 @@ from qntx_es.projections.cursor import Cursor, Look, advance, look
 from qntx_es.projections.folding import Folding, FoldRefused
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.ledger import Ledger, Standing, read_ledger
-from qntx_es.projections.recovery import HandlerFailed, InHand, record_failure
+from qntx_es.projections.recovery import TABLES, HandlerFailed, InHand, record_failure
 from qntx_es.projections.rows import RowMap
 from qntx_es.sequencer import Sequencer
 
@@ -144,6 +145,10 @@ class InlineBatches:
         name = self._handlers.domain.name
         now = self._database.now(connection)
         seen = look(connection, name, now)
+        if isinstance(failed.raised, DBAPIError):
+            altered = altered_by_hand(connection, self._handlers.domain, seen.cursor)
+            if altered is not None:
+                failed = HandlerFailed(InHand(altered.position, TABLES), altered)
         if seen.cursor is not None:
             self._degraded_at = seen.cursor.position
             record_failure(connection, seen.cursor, failed, now)

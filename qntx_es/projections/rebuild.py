@@ -251,7 +251,8 @@ class Rebuild:
             fresh.check_ledger(connection)
             owed = fresh.owed_by(live, connection)
             keep_waiting(connection, to.domain, to.version, fresh.waiting)
-            generations.lock_tables(connection, live.tables)
+            there = generations.found_tables(connection, live.tables)
+            generations.lock_tables(connection, there)
             fresh.hand_over(connection)
             generations.rename(connection, live, fresh.tables, fresh.generation)
             certificate = certificate_of(

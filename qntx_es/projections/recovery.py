@@ -46,6 +46,8 @@ OF_THE_DATABASE = (
     LeaseLost,
 )
 TEXT_MAX = 8_192
+# What is blamed in place of a handler where somebody altered the tables.
+TABLES = "its tables"
 
 
 class Kind(StrEnum):
@@ -78,6 +80,7 @@ class HandlerFailed(QntxError):
     """
 
     def __init__(self, in_hand: InHand, error: BaseException) -> None:
+        self.raised = error
         self.kind = Kind.of(error)
         self.position = self.at = in_hand.position
         self.handler = in_hand.handler

@@ -15,6 +15,8 @@ from time import monotonic
 from types import FrameType
 from typing import Protocol
 
+from sqlalchemy.exc import DBAPIError
+
 from qntx_es.database import Database
 from qntx_es.domain import Domain
 from qntx_es.errors import (
@@ -24,6 +26,7 @@ from qntx_es.errors import (
     ProjectorStopped,
     RangeGone,
 )
+from qntx_es.projections.alteration import altered_by_hand
 from qntx_es.projections.batch import Batches, Step
 from qntx_es.projections.cursor import Cursor, Look, fence, lease_name, look, raise_token
 from qntx_es.projections.generations import bound_waiting
@@ -32,7 +35,9 @@ from qntx_es.projections.ledger import PARKED_MAX, read_waiting
 from qntx_es.projections.recovery import (
     ATTEMPTS,
     STUCK,
+    TABLES,
     HandlerFailed,
+    InHand,
     choice_of,
     record_failure,
     stuck_at,
@@ -110,6 +115,9 @@ class Runner:
                     step = self.batches.step(self.size, until=until, eager=eager)
                 except HandlerFailed as failed:
                     return self._find(failed)
+                except DBAPIError as error:
+                    self._refuse_altered(error)
+                    raise
                 self._resize(step, monotonic() - started, seconds)
                 return step
 
@@ -185,6 +193,8 @@ class Runner:
 
     def _find(self, failed: HandlerFailed) -> Step:
         """Project what stands before the failing attestation, then that one alone."""
+        if isinstance(failed.raised, DBAPIError):
+            self._refuse_altered(failed.raised)
         # From here it grows again: what failed in bulk may be right one at a time.
         self.size = max(1, self.size // 2)
         try:
@@ -223,11 +233,25 @@ class Runner:
             waiting = read_waiting(connection, self.domain.name, self.domain.version)
         return len(waiting) >= PARKED_MAX
 
-    def _stop(self, failed: HandlerFailed, error: str) -> ProjectorStopped:
+    def _refuse_altered(self, error: DBAPIError) -> None:
+        """Stop where it was no handler that failed. Raises `TableAltered`."""
+        with self.database.snapshot() as connection:
+            now = self.database.now(connection)
+            cursor = look(connection, self.domain.name, now, self.slices).cursor
+            altered = altered_by_hand(connection, self.domain, cursor)
+        if altered is not None:
+            self._stopped_at = cursor
+            self._record(HandlerFailed(InHand(altered.position, TABLES), altered))
+            raise altered from error
+
+    def _record(self, failed: HandlerFailed) -> None:
         if self._stopped_at is not None:
             with self.database.write() as connection:
                 now = self.database.now(connection)
                 record_failure(connection, self._stopped_at, failed, now)
+
+    def _stop(self, failed: HandlerFailed, error: str) -> ProjectorStopped:
+        self._record(failed)
         return ProjectorStopped(
             self.domain.name, position=failed.position, handler=failed.handler, error=error
         )

@@ -14,6 +14,7 @@ from qntx_es.database import Database
 from qntx_es.domain import Domain
 from qntx_es.errors import PositionPending, ProjectorOutdated
 from qntx_es.log import Log
+from qntx_es.projections.alteration import is_retyped
 from qntx_es.projections.certificate import (
     Certificate,
     certificate_of,
@@ -160,16 +161,17 @@ def found_table(
 ) -> Table | None:
     """Return the table called `name` with the columns it has, or None if it has another key.
 
-    Columns that `table` knows are read as it reads them.
+    Columns that `table` knows are read as it reads them, unless they are of another type by now.
     """
     if name not in there:
         return None
-    columns = {column["name"] for column in inspect(connection).get_columns(name)}
-    known = [
-        Column(column.name, column.type, primary_key=column.primary_key)
+    types = {column["name"]: column["type"] for column in inspect(connection).get_columns(name)}
+    known = {
+        column.name: Column(column.name, column.type, primary_key=column.primary_key)
         for column in table.columns
-        if column.name in columns
-    ]
-    found = Table(name, MetaData(), *known, autoload_with=connection)
-    is_alike = found.primary_key.columns.keys() == table.primary_key.columns.keys()
+        if column.name in types and not is_retyped(column, types[column.name], connection.dialect)
+    }
+    found = Table(name, MetaData(), *known.values(), autoload_with=connection)
+    key = table.primary_key.columns.keys()
+    is_alike = found.primary_key.columns.keys() == key and {*key} <= {*known}
     return found if is_alike else None
