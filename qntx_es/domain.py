@@ -48,6 +48,7 @@ Every: TypeAlias = Callable[[datetime, ReadRows], Iterable[Attestation]]
 Lift: TypeAlias = Callable[[Old], Json | BaseModel]
 Emits: TypeAlias = str | type[Payload]
 OnFailure: TypeAlias = Literal["stop", "park", "skip"]
+OnOutdated: TypeAlias = Literal["ask", "auto"]
 Keys: TypeAlias = Callable[[Recorded[P]], Iterable[tuple[Any, ...]]]
 
 NAME = re.compile(r"[a-z][a-z0-9]{1,23}")
@@ -105,7 +106,8 @@ class Domain:
     beside `<name>@plugin`, and `attest` uses the first. `inline` domains are projected with the
     positions themselves, and do not derive. `on_failure` is what becomes of an attestation at which
     a handler has failed three times: the projector stops before it, parks its entity (all that is
-    said about it waits from there on, in order, until it is retried), or skips it.
+    said about it waits from there on, in order, until it is retried), or skips it. Tables of an
+    older version are rebuilt when somebody asks for it or, with `rebuild="auto"`, when found.
     """
 
     def __init__(  # noqa: PLR0913 - one keyword a choice
@@ -117,6 +119,7 @@ class Domain:
         actors: str | Iterable[str] = (),
         inline: bool = False,
         on_failure: OnFailure = "stop",
+        rebuild: OnOutdated = "ask",
     ) -> None:
         self.name = name
         self.version = version
@@ -126,6 +129,7 @@ class Domain:
         self.actors = _texts(actors) or (f"{name}@plugin",)
         self.inline = inline
         self.on_failure: OnFailure = on_failure
+        self.rebuild: OnOutdated = rebuild
         self.metadata = MetaData()
         self.projects: list[ProjectHandler] = []
         self.derives: list[DeriveHandler] = []
@@ -404,6 +408,9 @@ class Domain:
             for one in self._read()
             if one.context == RETRIED
         ]
+        if self.rebuild not in get_args(OnOutdated):
+            known = ", ".join(get_args(OnOutdated))
+            found.append(f"rebuild={self.rebuild!r}: it is one of {known}")
         if self.on_failure not in get_args(OnFailure):
             known = ", ".join(get_args(OnFailure))
             found.append(f"on_failure={self.on_failure!r}: it is one of {known}")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, delete
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
@@ -121,6 +121,11 @@ def record_failure(
     }
     said = dialect.insert(failures).values(domain=domain, **values)
     connection.execute(said.on_conflict_do_update(index_elements=[failures.c.domain], set_=values))
+
+
+def forget_failure(connection: Connection, domain: str) -> None:
+    """Forget why a projector stands: other code, or other tables, are to try again."""
+    connection.execute(delete(failures).where(failures.c.domain == domain))
 
 
 def _storable(text: str) -> str:
