@@ -49,6 +49,7 @@ Every: TypeAlias = Callable[[datetime, ReadRows], Iterable[Attestation]]
 Lift: TypeAlias = Callable[[Old], Json | BaseModel]
 Emits: TypeAlias = str | type[Payload]
 OnFailure: TypeAlias = Literal["stop", "park", "skip"]
+OnOutdated: TypeAlias = Literal["ask", "auto"]
 Keys: TypeAlias = Callable[[Recorded[P]], Iterable[tuple[Any, ...]]]
 
 NAME = re.compile(r"[a-z][a-z0-9]{1,23}")
@@ -110,7 +111,8 @@ class Domain:
     which a handler has failed three times: the projector stops before it, parks its entity (all
     that is said about it waits from there on, in order, until it is retried), or skips it.
     `cycles` are the contexts, or payload classes, that its derive handlers may come back to, to the
-    depth of 64.
+    depth of 64. Tables of an older version are rebuilt when somebody asks for it or, with
+    `rebuild="auto"`, when found.
     """
 
     def __init__(  # noqa: PLR0913 - one keyword a choice
@@ -124,6 +126,7 @@ class Domain:
         by_entity: bool = False,
         on_failure: OnFailure = "stop",
         cycles: Emits | Iterable[Emits] = (),
+        rebuild: OnOutdated = "ask",
     ) -> None:
         self.name = name
         self.version = version
@@ -137,6 +140,7 @@ class Domain:
         self.cycles = tuple(
             map(_context_of, (cycles,) if isinstance(cycles, str | type) else cycles)
         )
+        self.rebuild: OnOutdated = rebuild
         self.metadata = MetaData()
         self.projects: list[ProjectHandler] = []
         self.derives: list[DeriveHandler] = []
@@ -421,6 +425,9 @@ class Domain:
             for one in self._read()
             if one.context == RETRIED
         ]
+        if self.rebuild not in get_args(OnOutdated):
+            known = ", ".join(get_args(OnOutdated))
+            found.append(f"rebuild={self.rebuild!r}: it is one of {known}")
         if self.on_failure not in get_args(OnFailure):
             known = ", ".join(get_args(OnFailure))
             found.append(f"on_failure={self.on_failure!r}: it is one of {known}")

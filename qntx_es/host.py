@@ -46,13 +46,14 @@ from qntx_es.projections.batch import Batches
 from qntx_es.projections.comparison import Comparison
 from qntx_es.projections.cursor import cursors_of
 from qntx_es.projections.cutting import Cutting
-from qntx_es.projections.fresh import RebuildProgress
+from qntx_es.projections.fresh import RebuildProgress, Report
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.inline import InlineBatches, InlineProjectors
 from qntx_es.projections.interventions import Interventions
 from qntx_es.projections.lease import Leases
 from qntx_es.projections.ledger import ParkedEntity, read_waiting
 from qntx_es.projections.looking_back import LookedBack, look_back
+from qntx_es.projections.outdated import Outdated
 from qntx_es.projections.projector import Projector
 from qntx_es.projections.rebuild import Rebuild, Rebuilt
 from qntx_es.projections.rows import RowMap
@@ -241,11 +242,12 @@ class Host:
     def catch_up(self, *, jobs: bool = False) -> None:
         """Run every projector to the head, until nothing derived is left; with `jobs` those too.
 
-        One that is paused is passed over.
+        One that is paused is passed over, and what is outdated is rebuilt if it says so.
         Schedules that are due fire, and due jobs run in the calling thread. Raises
         `ProjectorStopped` where a handler fails.
         """
         self.get_ready()
+        self._outdated().rebuild_found()
         worker = self._worker() if jobs else None
         ticker = self._ticker() if jobs else None
         while True:
@@ -440,6 +442,7 @@ class Host:
         threads = [
             threading.Thread(target=worker.run, args=(self.settings.job_threads,), name="worker"),
             threading.Thread(target=self._tick, args=(ticker,), name="ticker"),
+            threading.Thread(target=self._outdated().run, args=(self._wake,), name="outdated"),
         ]
         listener = Listener(self.database, self._wake, self._stopping)
         self._supervisor, self._running_worker = supervisor, worker
@@ -710,6 +713,12 @@ class Host:
             progress=progress,
             stopping=self._stopping,
         )
+
+    def _outdated(self) -> Outdated:
+        def rebuild(name: str, report: Report) -> None:
+            self._rebuild(name, (), None, report).run()
+
+        return Outdated(self.database, self.domains.values(), rebuild, self._stopping)
 
     def _worker(self) -> Worker:
         return Worker(self.log, self.domains.values(), self._services, self._stopping)

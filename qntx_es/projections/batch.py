@@ -34,7 +34,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from qntx_es import faults
 from qntx_es.attestation import Attestation, RecordedRow
 from qntx_es.database import Database
-from qntx_es.domain import RETRIED
+from qntx_es.domain import RETRIED, Domain
 from qntx_es.errors import LeaseLost, ProjectorOutdated, ProjectorPaused, RangeGone, StandingBy
 from qntx_es.log import COLUMNS
 from qntx_es.projections.cursor import Cursor, Look, advance, look
@@ -351,7 +351,7 @@ def usable(handlers: Handlers, seen: Look, ours: str | None = None) -> Cursor:
     if cursor.version < domain.version:
         raise ProjectorOutdated(
             f"the tables of `{domain.name}` are of version {cursor.version}, the code is of "
-            f"version {domain.version}. Run `qntx-es projections rebuild {domain.name}`"
+            f"version {domain.version}. {_remedy(domain)}"
         )
     if cursor.version > domain.version:
         raise ProjectorOutdated(
@@ -363,6 +363,15 @@ def usable(handlers: Handlers, seen: Look, ours: str | None = None) -> Cursor:
     if seen.holder is not None and seen.holder.name != ours:
         raise StandingBy(domain.name, seen.holder.name, seen.holder.seconds_left)
     return cursor
+
+
+def _remedy(domain: Domain) -> str:
+    if domain.rebuild == "auto":
+        return (
+            "They are rebuilt when a host finds them: "
+            f"`qntx-es projections status {domain.name}` says how far that is, or why it failed"
+        )
+    return f"Run `qntx-es projections rebuild {domain.name}`"
 
 
 def read_standing(connection: Connection, handlers: Handlers, cursor: Cursor) -> Standing:

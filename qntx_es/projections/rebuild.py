@@ -43,6 +43,7 @@ from qntx_es.projections.expectation import expectation, unexpected
 from qntx_es.projections.fresh import Fresh, Report
 from qntx_es.projections.lease import give_back, holder_name, take_lease
 from qntx_es.projections.ledger import keep_waiting
+from qntx_es.projections.recovery import forget_failure
 from qntx_es.projections.verify import FIRST, compare, with_touches
 from qntx_es.sequencer import Sequencer
 from qntx_es.tables import TransactionId
@@ -248,6 +249,7 @@ class Rebuild:
                 tables=tuple(sorted(self._domain.tables)),
             )
             swap(live, to, connection)
+            forget_failure(connection, to.domain)
             fresh.check_ledger(connection)
             owed = fresh.owed_by(live, connection)
             keep_waiting(connection, to.domain, to.version, fresh.waiting)

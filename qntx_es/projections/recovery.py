@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import FrameType, FunctionType
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, delete
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
@@ -151,6 +151,11 @@ def record_failure(
     key = {"domain": cursor.domain, "first_slice": cursor.slices.first}
     said = dialect.insert(failures).values(**key, **values)
     connection.execute(said.on_conflict_do_update(index_elements=[*key], set_=values))
+
+
+def forget_failure(connection: Connection, domain: str) -> None:
+    """Forget why a projector stands: other code, or other tables, are to try again."""
+    connection.execute(delete(failures).where(failures.c.domain == domain))
 
 
 def _storable(text: str) -> str:
