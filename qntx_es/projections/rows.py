@@ -163,6 +163,11 @@ class RowMap:
             rows.dirty.clear()
             rows.gone.clear()
 
+    @property
+    def is_ordered(self) -> bool:
+        """Tell whether there is a table in which the order of rows matters."""
+        return bool(self._ordered)
+
     def settle(self) -> None:
         """End one attestation: where the order of rows matters, they are written now."""
         told = [one for one in self._ordered if not one.is_flushed()]
