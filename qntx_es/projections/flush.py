@@ -5,14 +5,15 @@ with one statement over arrays, one parameter a *column* (65 536 parameters are 
 statement a row costs a round trip each).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, Dialect, Table, Text, select, tuple_, type_coerce, types
 
 from qntx_es.columns import Document
-from qntx_es.projections.shape import Key, Names, Pattern, Shape, Values, tuple_getter
+from qntx_es.projections.blind import Pattern
+from qntx_es.projections.shape import Key, Names, Shape, Values
 
 Bind: TypeAlias = Callable[[Any], Any]
 
@@ -32,12 +33,11 @@ ARRAYS: tuple[tuple[type[types.TypeEngine[Any]], str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Upsert:
-    """One statement, and how a row's values become its parameters."""
+    """One statement, and how the columns of its rows become its parameters."""
 
     sql: str
-    values_of: Callable[[Values], tuple[Any, ...]]
     constants: tuple[Any, ...]
-    binds: tuple[Bind | None, ...] | None
+    binds: tuple[Bind | None, ...]
 
 
 class Writer:
@@ -47,7 +47,7 @@ class Writer:
         self._table = table
         self._shape = shape
         self._columns = tuple(column.name for column in table.columns)
-        self._whole = shape.blank.after_put(self._columns)
+        self._whole = Pattern(tuple([name for name in self._columns if name not in shape.key]), ())
         self._upserts: dict[Pattern, Upsert] = {}
         # The map keeps documents as the text they are, so that no handler can change one in place.
         self._read = select(
@@ -82,44 +82,46 @@ class Writer:
     def upsert(self, connection: Connection, rows: Sequence[Values]) -> None:
         """Write full rows, over whatever stands there."""
         if rows:
-            self._run(connection, self._whole, rows)
+            names = (*self._shape.key, *self._whole.sets)
+            self._run(connection, self._whole, [[row[name] for row in rows] for name in names])
 
-    def change(self, connection: Connection, groups: Mapping[Pattern, Sequence[Values]]) -> None:
+    def change(
+        self, connection: Connection, said: Iterable[tuple[Pattern, list[list[Any]]]]
+    ) -> None:
         """Set columns and add to others, in rows that nobody read."""
-        for pattern, rows in groups.items():
-            self._run(connection, pattern, rows)
+        for pattern, columns in said:
+            self._run(connection, pattern, columns)
 
-    def _run(self, connection: Connection, pattern: Pattern, rows: Sequence[Values]) -> None:
+    def _run(self, connection: Connection, pattern: Pattern, columns: list[list[Any]]) -> None:
         dialect = connection.dialect
         upsert = self._upserts.get(pattern)
         if upsert is None:
             upsert = self._upserts[pattern] = self._upsert(dialect, pattern)
-        tuples = list(map(upsert.values_of, rows))
-        if upsert.constants:
-            tuples = [values + upsert.constants for values in tuples]
-        if upsert.binds is not None:
-            tuples = [_bound(upsert.binds, one) for one in tuples]
+        count = len(columns[0])
+        full = [*columns, *([constant] * count for constant in upsert.constants)]
+        bound = tuple(
+            [
+                column if bind is None else list(map(bind, column))
+                for bind, column in zip(upsert.binds, full, strict=True)
+            ]
+        )
         if dialect.name == "sqlite":
-            connection.exec_driver_sql(upsert.sql, tuples)
+            connection.exec_driver_sql(upsert.sql, list(zip(*bound, strict=True)))
         else:
-            arrays = tuple([list(values) for values in zip(*tuples, strict=True)])
-            connection.exec_driver_sql(upsert.sql, arrays)
+            connection.exec_driver_sql(upsert.sql, bound)
 
     def _upsert(self, dialect: Dialect, pattern: Pattern) -> Upsert:
-        key = self._shape.key
-        said = (*key, *sorted((pattern.sets | pattern.adds).difference(key)))
+        said = (*self._shape.key, *pattern.sets, *pattern.adds)
         defaulted = tuple(
             name
             for name, default in self._shape.defaults.items()
             if default is not None and name not in said
         )
         columns = said + defaulted
-        binds = tuple([self._bind(dialect, name) for name in columns])
         return Upsert(
             sql=self._sql(dialect, columns, pattern),
-            values_of=tuple_getter(said),
             constants=tuple([self._shape.defaults[name] for name in defaulted]),
-            binds=binds if any(binds) else None,
+            binds=tuple([self._bind(dialect, name) for name in columns]),
         )
 
     def _bind(self, dialect: Dialect, name: str) -> Bind | None:
@@ -139,11 +141,8 @@ class Writer:
             given = ", ".join(f"{quote(name)}{sums.get(name, '')}" for name in columns)
             names = ", ".join(map(quote, columns))
             rows = f"SELECT {given} FROM unnest({arrays}) AS said({names})"  # noqa: S608 - names from a checked set
-        changes = [
-            f"{quote(name)} = excluded.{quote(name)}"
-            for name in sorted(pattern.sets.difference(self._shape.key))
-        ]
-        for name, start in sorted(starts.items()):
+        changes = [f"{quote(name)} = excluded.{quote(name)}" for name in pattern.sets]
+        for name, start in starts.items():
             now = f"coalesce({table}.{quote(name)}, {start})"
             less = f" - {start}" if start else ""
             changes.append(f"{quote(name)} = {now} + excluded.{quote(name)}{less}")
@@ -155,12 +154,6 @@ class Writer:
         kind = self._table.c[name].type
         kind = kind.impl_instance if isinstance(kind, types.TypeDecorator) else kind
         return next(array for family, array in ARRAYS if isinstance(kind, family))
-
-
-def _bound(binds: tuple[Bind | None, ...], values: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(
-        [value if bind is None else bind(value) for bind, value in zip(binds, values, strict=True)]
-    )
 
 
 def _batched(keys: Sequence[Key], size: int) -> Iterator[Sequence[Key]]:

@@ -3,7 +3,7 @@
 What is decided here once for a domain is not asked again for each attestation.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,21 +38,28 @@ class ReadOnly:
 
 @dataclass(slots=True)
 class _Plan:
-    """What is done with one context: each class decodes the payload once, for all its handlers."""
+    """What is done with one context: each class decodes the payload once, for all its handlers.
 
-    name: str = ""
+    `decode` is the only class's, for payloads of `version`, its present one; where there are
+    several, `version` is none.
+    """
+
+    name: str
+    version: int | None
+    decode: Callable[[str], Payload]
     chains: list[Chain[Payload]] = field(default_factory=list)
-    projects: list[tuple[int, ProjectHandler]] = field(default_factory=list)
+    projects: list[tuple[int, str, Callable[[Any, Any], None]]] = field(default_factory=list)
+    named: list[tuple[int, ProjectHandler]] = field(default_factory=list)
     derives: list[tuple[int, DeriveHandler]] = field(default_factory=list)
 
-    def read_by(self, handler: str, chain: Chain[Payload]) -> int:
+    def read_by(self, chain: Chain[Payload]) -> int:
         """Return which of the chains is this class's."""
-        self.name = self.name or handler
         classes = [one.payload for one in self.chains]
-        if chain.payload not in classes:
-            self.chains.append(chain)
-            return len(classes)
-        return classes.index(chain.payload)
+        if chain.payload in classes:
+            return classes.index(chain.payload)
+        self.version = None if classes else chain.version
+        self.chains.append(chain)
+        return len(classes)
 
     def recorded(self, row: RecordedRow) -> Sequence[Recorded[Any]]:
         """Return the attestation once for each class; nearly always there is one.
@@ -60,10 +67,7 @@ class _Plan:
         Raises `SchemaVersionTooNew`, be the payload looked at or not: newer code may mean another
         thing by the whole statement.
         """
-        schema_version = row[6]
-        if len(self.chains) == 1 and schema_version == self.chains[0].version:
-            return (Recorded(row, self.chains[0].decode),)
-        return [Recorded(row, one.decode_of(schema_version)) for one in self.chains]
+        return [Recorded(row, one.decode_of(row[6])) for one in self.chains]
 
 
 class Handlers:
@@ -73,12 +77,12 @@ class Handlers:
         self.domain = domain
         self._plans: dict[str, _Plan] = {}
         for project in domain.projects:
-            plan = self._plans.setdefault(project.payload.context, _Plan())
-            which = plan.read_by(project.name, domain.chain(project.payload))
-            plan.projects.append((which, project))
+            plan, which = self._read_by(project)
+            plan.projects.append((which, project.name, project.function))
+            if project.keys is not None:
+                plan.named.append((which, project))
         for derive in domain.derives:
-            plan = self._plans.setdefault(derive.payload.context, _Plan())
-            which = plan.read_by(derive.name, domain.chain(derive.payload))
+            plan, which = self._read_by(derive)
             plan.derives.append((which, derive))
 
     @property
@@ -93,14 +97,10 @@ class Handlers:
             rows.read_ahead([row[4] for row in batch], self._named(batch, in_hand))
 
     def _named(self, batch: Iterable[RecordedRow], in_hand: InHand) -> Iterator[tuple[Any, ...]]:
-        keyed = {
-            context: [(which, one) for which, one in plan.projects if one.keys is not None]
-            for context, plan in self._plans.items()
-        }
-        if not any(keyed.values()):
+        if not any(plan.named for plan in self._plans.values()):
             return
         for row in batch:
-            for which, handler in keyed[row[2]]:
+            for which, handler in self._plans[row[2]].named:
                 in_hand.position, in_hand.handler = row[0], handler.name
                 recorded = self._plans[row[2]].recorded(row)[which]
                 if handler.keys is not None:
@@ -120,16 +120,21 @@ class Handlers:
         """
         derived: list[Attestation] = []
         in_hand = InHand()
-        plans = self._plans
+        plans, is_ordered = self._plans, rows.is_ordered
         with blamed(in_hand):
             for row in batch:
                 plan = plans[row[2]]
                 in_hand.position, in_hand.handler = row[0], plan.name
-                recorded = plan.recorded(row)
-                for which, project in plan.projects:
-                    in_hand.handler = project.name
-                    project.function(recorded[which], rows)
-                rows.settle()
+                recorded: Sequence[Recorded[Any]]
+                if row[6] == plan.version:  # the road most taken, made short
+                    recorded = (Recorded(row, plan.decode),)
+                else:
+                    recorded = plan.recorded(row)
+                for which, name, project in plan.projects:
+                    in_hand.handler = name
+                    project(recorded[which], rows)
+                if is_ordered:
+                    rows.settle()
                 if not derives_from:
                     continue
                 for which, derive in plan.derives:
@@ -161,3 +166,10 @@ class Handlers:
                 correlation_id=source.correlation_id or source.id,
                 depth=source.depth + 1,
             )
+
+    def _read_by(self, handler: ProjectHandler | DeriveHandler) -> tuple[_Plan, int]:
+        """Return the plan for what a handler reads, and which of its classes that is."""
+        chain = self.domain.chain(handler.payload)
+        plan = _Plan(handler.name, chain.version, chain.decode)
+        plan = self._plans.setdefault(handler.payload.context, plan)
+        return plan, plan.read_by(chain)

@@ -24,143 +24,11 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.util import find_tables
 
 from qntx_es.errors import ForeignTable, InvalidRow
-from qntx_es.projections.flush import Writer
-from qntx_es.projections.shape import AddPlan, Key, Names, Pattern, Shape, Values
+from qntx_es.projections.shape import Key, Shape, Values
+from qntx_es.projections.table_map import UNREAD, AddPlan, TableMap
 from qntx_es.rows import Row
 
 WARM_ROWS = 100_000
-_UNREAD: Any = object()
-
-
-def are_plain(plan: AddPlan, amounts: dict[str, float]) -> bool:
-    """Tell whether amounts are whole, not negative, and each within the bounds of its column."""
-    for name, _, most in plan.bounds:
-        amount = amounts[name]
-        if type(amount) is not int or not 0 <= amount <= most:
-            return False
-    return True
-
-
-class TableMap:
-    """What one table's rows are, as far as the batch knows.
-
-    `blind` is what was said of rows that nobody read, each by a pattern of its own: its columns are
-    set, but for the pattern's `adds`, which hold amounts.
-    """
-
-    def __init__(self, shape: Shape, physical: Table) -> None:
-        self.shape = shape
-        self.writer = Writer(physical, shape)
-        self.known: dict[Key, Values | None] = {}
-        # Two maps of plain values: an object for each row is what a collector would look at.
-        self.blind: dict[Key, Values] = {}
-        self.patterns: dict[Key, Pattern] = {}
-        self.dirty: dict[Key, None] = {}
-        self.gone: dict[Key, None] = {}
-        self.is_read_ahead = False
-
-    def forget(self) -> None:
-        """Know nothing: read everything anew."""
-        for said in (self.known, self.blind, self.patterns, self.dirty, self.gone):
-            said.clear()
-
-    def touch(self, key: Key) -> None:
-        """Remember that a row changed, and after which others."""
-        if self.shape.is_ordered:
-            self.dirty.pop(key, None)
-        self.dirty[key] = None
-
-    def is_flushed(self) -> bool:
-        """Tell whether the database knows all that this map knows."""
-        return not (self.blind or self.dirty or self.gone)
-
-    def key_of(self, key: Key) -> Key:
-        """Return a key as it will come back; one that was met before is known to be right."""
-        if self.shape.is_text_key and (key in self.blind or key in self.known):
-            return key
-        return self.shape.key_of(key)
-
-    def take(self, keys: Iterable[Key], found: Iterable[Values]) -> None:
-        """Learn what the database holds for keys, and add to it what was said of them blind."""
-        rows = {tuple([row[name] for name in self.shape.key]): row for row in found}
-        for key in keys:
-            row = rows.get(key)
-            said = self.blind.pop(key, None)
-            self.known[key] = row if said is None else self._merged(key, row, said)
-
-    def put_blind(self, key: Key, names: Names, values: Values) -> None:
-        """Remember columns of a row that nobody read, whatever was said of them before."""
-        said = self.blind.get(key)
-        if said is None:
-            self.blind[key] = values
-            self.patterns[key] = self.shape.blank.after_put(names)
-            return
-        said.update(values)
-        pattern = self.patterns[key]
-        following = pattern.after_put(names)
-        if following is not pattern:
-            self.patterns[key] = following
-
-    def is_added(self, key: Key, names: Names, amounts: dict[str, float], plan: AddPlan) -> bool:
-        """Add where it is plainly right: integers, within the bounds of their columns.
-
-        The road most taken, made short; whatever is in doubt is left undone, for the long one.
-        """
-        for name, _, most in plan.bounds:
-            amount = amounts[name]
-            if type(amount) is not int or not 0 <= amount <= most:
-                return False
-        said = self.blind.get(key)
-        if said is None:
-            if key in self.known:
-                return False
-            key = self.shape.key_of(key)
-            said = cast("Values", amounts)
-            for name, value in zip(self.shape.key, key, strict=True):
-                said[name] = value
-            self.blind[key] = said
-            self.patterns[key] = plan.pattern
-            return True
-        pattern = self.patterns[key]
-        if pattern.after_add(names) is not pattern:
-            return False
-        for name, _, most in plan.bounds:
-            before = said[name]
-            # What grows leaves its bounds at one end only.
-            if type(before) is not int or before + amounts[name] > most:
-                return False
-        for name in names:
-            said[name] += amounts[name]
-        return True
-
-    def add_blind(self, key: Key, names: Names, amounts: dict[str, float]) -> None:
-        """Remember amounts for a row that nobody read."""
-        shape = self.shape
-        said = self.blind.get(key)
-        if said is None:
-            values = {name: shape.admits[name](amount) for name, amount in amounts.items()}
-            values.update(zip(shape.key, key, strict=True))
-            self.blind[key] = values
-            self.patterns[key] = shape.blank.after_add(names)
-            return
-        pattern = self.patterns[key]
-        sums = {}
-        for name, amount in amounts.items():
-            before = said.get(name)
-            if before is None and name not in pattern.sets:
-                before = 0
-            sums[name] = shape.summed(name, before, amount)
-        said.update(sums)
-        self.patterns[key] = pattern.after_add(names)
-
-    def _merged(self, key: Key, row: Values | None, said: Values) -> Values:
-        adds = self.patterns.pop(key).adds
-        sets = {name: value for name, value in said.items() if name not in adds}
-        merged = self.shape.new_row(key, sets, tuple(adds)) if row is None else row | sets
-        for name in adds:
-            merged[name] = self.shape.summed(name, merged[name], said[name])
-        self.dirty[key] = None
-        return merged
 
 
 class RowMap:
@@ -196,26 +64,28 @@ class RowMap:
     def put(self, table: Table, /, **columns: object) -> None:
         """Set columns of the row of this key, making it if there is none."""
         rows = self._maps.get(table) or self._map(table)
-        shape = rows.shape
         names = tuple(columns)
-        plan = shape.puts.get(names) or shape.put_plan(names)
-        if shape.is_text_key and (key := plan.key_of(columns)) in rows.blind:
+        plan = rows.puts.get(names) or rows.put_plan(names)
+        if plan.mark_of is not None and (mark := plan.mark_of(columns)) in rows.blind.marks:
             # The road most taken: a key that was met before is known to be right.
-            for name, check in plan.beside_key:
+            for name, check, _, _ in plan.beside_key:
                 columns[name] = check(columns[name])
-            rows.put_blind(key, names, columns)
+            for name, _, values, amounts in plan.beside_key:
+                values[mark] = columns[name]
+                if amounts:
+                    amounts.pop(mark, None)
             return
         for name, check in plan.checks:
             columns[name] = check(columns[name])
         key = plan.key_of(columns)
-        before = rows.known.get(key, _UNREAD)
-        if before is _UNREAD:
+        before = rows.known.get(key, UNREAD)
+        if before is UNREAD:
             if plan.is_whole:
-                rows.put_blind(key, names, columns)
+                rows.blind.put(key, columns)
                 return
             before = self._read(rows, key)
         if before is None:
-            rows.known[key] = shape.new_row(key, columns)
+            rows.known[key] = rows.shape.new_row(key, columns)
             rows.gone.pop(key, None)
         else:
             before.update(columns)
@@ -224,29 +94,24 @@ class RowMap:
     def add(self, table: Table, /, *key: object, **amounts: float) -> None:
         """Add to columns of the row of this key, making it if there is none."""
         rows = self._maps.get(table) or self._map(table)
-        shape = rows.shape
         names = tuple(amounts)
-        plan = shape.adds.get(names) or shape.add_plan(names)
-        is_plain = plan.is_blind and shape.is_text_key
-        if is_plain and rows.is_added(key, names, amounts, plan):
-            return
-        self._add(rows, rows.key_of(key), names, amounts, plan)
+        plan = rows.adds.get(names) or rows.add_plan(names)
+        if not (plan.is_plain and rows.is_added(key, amounts, plan)):
+            self._add(rows, rows.key_of(key), amounts, plan)
 
-    def _add(
-        self, rows: TableMap, key: Key, names: Names, amounts: dict[str, float], plan: AddPlan
-    ) -> None:
+    def _add(self, rows: TableMap, key: Key, amounts: dict[str, float], plan: AddPlan) -> None:
         """Add where it is not plain: to what was read, or to what has to be."""
         shape = rows.shape
         # Only what grows: a sum that left its bounds and came back would show the batch.
         may_be_blind = plan.is_blind and all(by >= 0 for by in amounts.values())
-        before = rows.known.get(key, _UNREAD)
-        if before is _UNREAD:
+        before = rows.known.get(key, UNREAD)
+        if before is UNREAD:
             if may_be_blind:
-                rows.add_blind(key, names, amounts)
+                rows.blind.add(key, amounts)
                 return
             before = self._read(rows, key)
         if before is None:
-            before = shape.new_row(key, {}, names)
+            before = shape.new_row(key, {}, tuple(amounts))
             rows.gone.pop(key, None)
         changed = {name: shape.summed(name, before[name], by) for name, by in amounts.items()}
         rows.known[key] = before | changed
@@ -256,8 +121,7 @@ class RowMap:
         """Remove the row of this key, if there is one."""
         rows = self._map(table)
         key = rows.key_of(key)
-        rows.blind.pop(key, None)
-        rows.patterns.pop(key, None)
+        rows.blind.take(key)
         rows.dirty.pop(key, None)
         rows.known[key] = None
         rows.gone[key] = None
@@ -294,14 +158,15 @@ class RowMap:
             keys = rows.dirty if rows.shape.is_ordered else sorted(rows.dirty)
             full = [row for key in keys if (row := rows.known[key]) is not None]
             rows.writer.upsert(connection, full)
-            groups: dict[Pattern, list[Values]] = {}
-            for key in sorted(rows.blind):
-                groups.setdefault(rows.patterns[key], []).append(rows.blind[key])
-            rows.writer.change(connection, groups)
+            rows.writer.change(connection, rows.blind.columns())
             rows.blind.clear()
-            rows.patterns.clear()
             rows.dirty.clear()
             rows.gone.clear()
+
+    @property
+    def is_ordered(self) -> bool:
+        """Tell whether there is a table in which the order of rows matters."""
+        return bool(self._ordered)
 
     def settle(self) -> None:
         """End one attestation: where the order of rows matters, they are written now."""
@@ -333,8 +198,8 @@ class RowMap:
             ) from None
 
     def _read(self, rows: TableMap, key: Key) -> Values | None:
-        values = rows.known.get(key, _UNREAD)
-        if values is _UNREAD:
+        values = rows.known.get(key, UNREAD)
+        if values is UNREAD:
             wanted = [key]
             if not rows.is_read_ahead:
                 rows.is_read_ahead = True

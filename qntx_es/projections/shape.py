@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, TypeAlias
 
@@ -14,63 +13,6 @@ from qntx_es.errors import InvalidRow, LossyValue, did_you_mean
 Key: TypeAlias = tuple[Any, ...]
 Values: TypeAlias = dict[str, Any]
 Names: TypeAlias = tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PutPlan:
-    """How values of these column names enter a row; `is_whole` if they make one by themselves."""
-
-    checks: tuple[tuple[str, Admit], ...]
-    beside_key: tuple[tuple[str, Admit], ...]
-    key_of: Callable[[Values], Key]
-    is_whole: bool
-
-
-@dataclass(frozen=True, slots=True)
-class AddPlan:
-    """How amounts for these columns enter a row that nobody read; `is_blind` if they may at all.
-
-    `bounds` are those of the columns' integers, and `pattern` is that of a row of which nothing
-    else was said.
-    """
-
-    is_blind: bool
-    bounds: tuple[tuple[str, int, int], ...]
-    pattern: "Pattern"
-
-
-class Pattern:
-    """What was said of a row that nobody read: columns set, and columns added to.
-
-    There is one pattern for each combination, so rows that were spoken of alike are written alike.
-    """
-
-    def __init__(self, known: dict[object, "Pattern"], sets: Names = (), adds: Names = ()) -> None:
-        self.sets = frozenset(sets)
-        self.adds = frozenset(adds) - self.sets
-        self._known = known
-        self._after_put: dict[Names, Pattern] = {}
-        self._after_add: dict[Names, Pattern] = {}
-
-    def after_put(self, names: Names) -> "Pattern":
-        """Return the pattern once these columns are set, too."""
-        following = self._after_put.get(names)
-        if following is None:
-            adds = self.adds.difference(names)
-            following = self._after_put[names] = self._other(self.sets.union(names), adds)
-        return following
-
-    def after_add(self, names: Names) -> "Pattern":
-        """Return the pattern once these columns are added to, too."""
-        following = self._after_add.get(names)
-        if following is None:
-            adds = self.adds.union(names) - self.sets
-            following = self._after_add[names] = self._other(self.sets, adds)
-        return following
-
-    def _other(self, sets: frozenset[str], adds: frozenset[str]) -> "Pattern":
-        other = Pattern(self._known, tuple(sets), tuple(adds))
-        return self._known.setdefault((sets, adds), other)
 
 
 class Shape:
@@ -104,9 +46,6 @@ class Shape:
             for column in table.columns
             if isinstance(column.type, types.Integer)
         }
-        self.blank = Pattern({})
-        self.puts: dict[Names, PutPlan] = {}
-        self.adds: dict[Names, AddPlan] = {}
         self._key_admits = tuple(self.admits[name] for name in self.key)
 
     def key_of(self, key: Key) -> Key:
@@ -118,35 +57,24 @@ class Shape:
             raise InvalidRow(f"{self.table.name} has the key ({', '.join(self.key)}), not {key!r}")
         return tuple([check(value) for check, value in zip(self._key_admits, key, strict=True)])
 
-    def put_plan(self, names: Names) -> PutPlan:
-        """Return how values of these names enter a row. Raises `InvalidRow`."""
+    def refuse_put(self, names: Names) -> None:
+        """Raise `InvalidRow` where values of these names cannot enter a row."""
         for name in names:
             self._refuse_unknown(name)
         missing = [name for name in self.key if name not in names]
         if missing:
             raise InvalidRow(f"{self.table.name}: put names its key, {', '.join(missing)} too")
-        checks = tuple((name, self.admits[name]) for name in names)
-        beside_key = tuple((name, check) for name, check in checks if name not in self.key)
-        is_whole = self.required.issubset(names) and not self.is_ordered
-        plan = PutPlan(checks, beside_key, tuple_getter(self.key), is_whole)
-        self.puts[names] = plan
-        return plan
 
-    def add_plan(self, names: Names) -> AddPlan:
-        """Return how amounts for these names enter a row. Raises `InvalidRow`, `LossyValue`."""
+    def refuse_add(self, names: Names) -> None:
+        """Raise `InvalidRow` or `LossyValue` where amounts of these names cannot be added."""
         for name in names:
             self._refuse_unknown(name)
             if name not in self.numbers:
                 raise LossyValue(f"{self.table.name}.{name}: only a number can be added to")
-        # (a + b) + c is not a + (b + c): a float summed blind would show the batch.
-        are_whole = self.floats.isdisjoint(names) and not self.is_ordered
-        plan = AddPlan(
-            is_blind=are_whole and self.required.issubset(names),
-            bounds=tuple((name, *self.bounds[name]) for name in names if name in self.bounds),
-            pattern=self.blank.after_add(names),
-        )
-        self.adds[names] = plan
-        return plan
+
+    def is_whole(self, names: Names) -> bool:
+        """Tell whether values of these names make a row, whatever stood there before."""
+        return self.required.issubset(names) and not self.is_ordered
 
     def new_row(self, key: Key, values: Values, adding: Names = ()) -> Values:
         """Return a full row: the key, the values, defaults for the rest. Raises `InvalidRow`."""
