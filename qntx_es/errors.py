@@ -247,6 +247,10 @@ class ForeignDomain(QntxError):
     """A domain may only use its own logger and configuration."""
 
 
+class ForeignRow(QntxError):
+    """A domain whose entities are independent reached for another entity's row."""
+
+
 class InvalidRow(QntxError):
     """A row does not fit its table."""
 

@@ -54,10 +54,9 @@ from qntx_es.projections.lease import Leases
 from qntx_es.projections.ledger import ParkedEntity, read_waiting
 from qntx_es.projections.looking_back import LookedBack, look_back
 from qntx_es.projections.outdated import Outdated
+from qntx_es.projections.own_rows import row_map
 from qntx_es.projections.projector import Projector
 from qntx_es.projections.rebuild import Rebuild, Rebuilt
-from qntx_es.projections.rows import RowMap
-from qntx_es.projections.shape import Shape
 from qntx_es.projections.slices import Slices
 from qntx_es.projections.status import ProjectorStatus, statuses
 from qntx_es.projections.supervisor import Supervisor
@@ -661,8 +660,8 @@ class Host:
         handlers = Handlers(domain)
 
         def batches_of(slices: Slices) -> Batches | InlineBatches:
-            shapes = [Shape(table) for table in domain.tables.values()]
-            parts = (self.database, self._sequencer, handlers, RowMap(shapes, lambda table: table))
+            rows = row_map(domain, lambda table: table)
+            parts = (self.database, self._sequencer, handlers, rows)
             return InlineBatches(*parts) if domain.inline else Batches(*parts, slices)
 
         return Projector(self.database, domain, batches_of, self._stopping)

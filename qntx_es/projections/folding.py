@@ -42,11 +42,12 @@ class Folding:
         *,
         is_sqlite: bool,
     ) -> None:
-        on = OnSqlite() if is_sqlite else OnPostgresql()
-        folds = domain.folds if is_apart(domain) and slices.is_all else []
+        on = OnSqlite(slices) if is_sqlite else OnPostgresql(slices)
+        folds = domain.folds if is_apart(domain) else []
         self._statements = [Grouping(one, physical(one.table), on).upsert() for one in folds]
         self._contexts = sorted({one.payload.context for one in folds})
         self._refused_until = 0
+        self._slices = slices
 
     @property
     def size_max(self) -> int | None:
@@ -68,6 +69,8 @@ class Folding:
             .where(position > after, position <= until)
             .limit(1)
         )
+        if not self._slices.is_all:
+            asked = asked.where(attestations.c.slice.between(self._slices.first, self._slices.last))
         return connection.execute(asked).first() is not None
 
     def run(self, connection: Connection, after: int, until: int) -> None:

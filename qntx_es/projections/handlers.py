@@ -120,11 +120,13 @@ class Handlers:
         """
         derived: list[Attestation] = []
         in_hand = InHand()
-        plans, is_ordered = self._plans, rows.is_ordered
+        plans, is_ordered, is_by_entity = self._plans, rows.is_ordered, rows.is_by_entity
         with blamed(in_hand):
             for row in batch:
                 plan = plans[row[2]]
                 in_hand.position, in_hand.handler = row[0], plan.name
+                if is_by_entity:
+                    rows.entity = row[4]
                 recorded: Sequence[Recorded[Any]]
                 if row[6] == plan.version:  # the road most taken, made short
                     recorded = (Recorded(row, plan.decode),)

@@ -6,6 +6,7 @@ they are floats. The two classes have the same functions, and differ in all that
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -30,6 +31,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, INTERVAL, JSONB, TIMESTAMP
 from sqlalchemy.types import TypeEngine
 
 from qntx_es.projections.plain import Kind, Plain
+from qntx_es.projections.slices import ALL, Slices
 from qntx_es.tables import attestations
 
 BESIDE_PAYLOAD = ("position", "entity", "actor", "recorded_at", "schema_version")
@@ -45,12 +47,15 @@ SECOND = 1_000_000
 EXPONENT_MIN = 10**16
 
 
+@dataclass(frozen=True, slots=True)
 class OnSqlite:
     """Looks into the text itself; SQLite parses each text once for all looks."""
 
+    slices: Slices = ALL
+
     def rows(self, context: str, fields: Sequence[str]) -> FromClause:  # noqa: ARG002 - all are in the text
         """Return what was said in a context between the parameters `after` and `until`."""
-        return _range(context).add_columns(attestations.c.payload).subquery("said")
+        return _range(context, self.slices).add_columns(attestations.c.payload).subquery("said")
 
     def value(self, rows: FromClause, keys: Sequence[str], kind: Kind) -> ColumnElement[Any]:  # noqa: ARG002 - SQLite's types are the values'
         """Return what lies at a place of a plain payload; NULL for null, and for nothing."""
@@ -90,6 +95,7 @@ class OnSqlite:
         return found
 
 
+@dataclass(frozen=True, slots=True)
 class OnPostgresql:
     """Looks into `jsonb`, parsed once for all looks.
 
@@ -97,9 +103,11 @@ class OnPostgresql:
     vouched for; below, a canonical payload writes floats with a point, and the cast fails.
     """
 
+    slices: Slices = ALL
+
     def rows(self, context: str, fields: Sequence[str]) -> FromClause:
         """Return what was said in a context between the parameters `after` and `until`."""
-        read = _range(context)
+        read = _range(context, self.slices)
         if not fields:
             return read.add_columns(attestations.c.payload).subquery("said")
         payload = cast(attestations.c.payload, JSONB).label("payload")
@@ -155,13 +163,16 @@ class OnPostgresql:
         return reduce(_inside, inner, at)
 
 
-def _range(context: str) -> Select[Any]:
+def _range(context: str, slices: Slices) -> Select[Any]:
     position = attestations.c.position
-    return (
+    said = (
         select(*(attestations.c[name] for name in BESIDE_PAYLOAD))
         .where(position > bindparam("after"), position <= bindparam("until"))
         .where(attestations.c.context == context)
     )
+    if slices.is_all:
+        return said
+    return said.where(attestations.c.slice.between(slices.first, slices.last))
 
 
 def _bounds(value: ColumnElement[Any], place: Plain) -> list[ColumnElement[bool]]:

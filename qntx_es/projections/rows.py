@@ -38,6 +38,10 @@ class RowMap:
     transaction begins.
     """
 
+    is_by_entity = False
+    # Whom the attestation in hand is about; told only where it matters.
+    entity = ""
+
     def __init__(self, shapes: Iterable[Shape], physical: Callable[[Table], Table]) -> None:
         self._maps = {shape.table: TableMap(shape, physical(shape.table)) for shape in shapes}
         self._physical = {table: physical(table) for table in self._maps}

@@ -331,6 +331,67 @@ def test_parked_entities_stay_parked_in_their_ranges(url: str) -> None:
     assert found == {f"e{k}": sum(range(k, 200, ENTITIES)) for k in range(ENTITIES)}
 
 
+def test_folds_come_to_the_same_rows_in_ranges(url: str) -> None:
+    """What the database folds range by range is what it folds at once."""
+    domain = Domain("ledger", by_entity=True)
+    sums = domain.table(
+        "sums",
+        Column("entity", String, primary_key=True),
+        Column("moves", BigInteger, nullable=False, default=0),
+        Column("last", BigInteger),
+    )
+    over_all = domain.table(
+        "by_amount",
+        Column("amount", BigInteger, primary_key=True),
+        Column("moves", BigInteger, nullable=False, default=0),
+    )
+    domain.fold(Moved, into=sums, key="entity", moves=count(), last=last("payload.amount"))
+    domain.fold(Moved, into=over_all, key="payload.amount", moves=count())
+    with Host(url, [domain]) as host:
+        host.upgrade()
+        host.cut("ledger", 3)
+        move(host, 90)
+        host.catch_up()
+        move(host, 90)
+        host.catch_up()
+        found = rows_of(host)
+
+    assert found["ledger_sums"] == sorted(
+        (f"e{k}", 2 * len(range(k, 90, ENTITIES)), max(range(k, 90, ENTITIES)))
+        for k in range(ENTITIES)
+    )
+    assert found["ledger_by_amount"] == [(amount, 2) for amount in range(90)]
+
+
+@pytest.mark.parametrize("reach", ["get", "put", "take", "delete", "select"])
+def test_another_entitys_row_is_out_of_reach(url: str, reach: str) -> None:
+    """Cut or not, a handler may only add to what is not its entity's, or its projector stops."""
+    domain = Domain("ledger", by_entity=True)
+    sums = domain.table(
+        "sums",
+        Column("entity", String, primary_key=True),
+        Column("total", BigInteger, nullable=False, default=0),
+    )
+    ways: dict[str, Callable[[Rows], object]] = {
+        "get": lambda rows: rows.get(sums, "other"),
+        "put": lambda rows: rows.put(sums, entity="other", total=1),
+        "take": lambda rows: rows.add(sums, "other", total=-1),
+        "delete": lambda rows: rows.delete(sums, "other"),
+        "select": lambda rows: rows.select(select(sums)),
+    }
+
+    @domain.project(Moved)
+    def add(moved: Recorded[Moved], rows: Rows) -> None:  # noqa: ARG001 - by its class
+        ways[reach](rows)
+
+    with Host(url, [domain]) as host:
+        host.upgrade()
+        move(host, 1)
+
+        with pytest.raises(ProjectorStopped, match="ForeignRow"):
+            host.catch_up()
+
+
 def test_a_fold_of_no_entity_may_only_add() -> None:
     """What is kept of several entities would depend on which range came first, so it is refused."""
     domain = Domain("ledger", by_entity=True)
