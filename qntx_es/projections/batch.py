@@ -176,7 +176,7 @@ class Batches:
         folding = Folding(handlers.domain, lambda table: table, slices, is_sqlite=on_sqlite)
         self._portions = Portions(handlers, folding, slices)
         self._standing = Standing(handlers.domain.name, handlers.contexts)
-        self._starts = Starts(handlers.domain)
+        self._starts = Starts(handlers.domain, slices=slices)
         self._last: Cursor | None = None
         self._stored_at = 0.0
         # Until a batch is whole, the map may know what the database does not.
@@ -307,7 +307,7 @@ class Batches:
             self._forget()
             self._standing = read_standing(connection, self._handlers, cursor)
             domain = self._handlers.domain
-            self._starts = read_starts(connection, domain, cursor.derives_from)
+            self._starts = read_starts(connection, domain, cursor.derives_from, self._slices)
         return cursor, seen.head
 
     def _keep(self, connection: Connection, change: Change) -> list[Attestation]:

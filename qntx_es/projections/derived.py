@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from qntx_es.attestation import Attestation, RecordedRow, derived_id
 from qntx_es.domain import DeriveHandler, Domain
 from qntx_es.inbox import waiting_of
+from qntx_es.projections.starts import Since
 from qntx_es.statements import bytes_of, known_by_id
 
 FIRST = 10
@@ -91,11 +92,11 @@ class _Found:
 class Derivations:
     """The outputs of a domain's derive handlers so far, batch by batch.
 
-    Of each handler those of sources behind its position in `derives_from` count.
+    Of each handler those of sources that it speaks of by `since` count.
     """
 
     def __init__(self, domain: Domain) -> None:
-        self.derives_from: Mapping[str, int] = {}
+        self.since: Mapping[str, Since] = {}
         self._domain = domain
         self._kept = _Found()
         self._latest = _Found()
@@ -114,6 +115,11 @@ class Derivations:
                     self._latest.note(one, logged.get(one.id))
             behind = [one for one in wanted if one.said is None and one.id in logged]
             wanted = [self._at(one.handler, one.source, one.ordinal + 1, {}) for one in behind]
+
+    @property
+    def derives_from(self) -> dict[str, int]:
+        """Behind which position each handler speaks of anything at all."""
+        return {name: since.least for name, since in self.since.items()}
 
     @property
     def missing(self) -> Sequence[Attestation]:
@@ -161,8 +167,8 @@ class Derivations:
             yield wanted
 
     def _speaks_of(self, handler: DeriveHandler, row: RecordedRow) -> bool:
-        behind = self.derives_from.get(handler.name)
-        return behind is not None and row[0] > behind and handler.is_for(row[2], row[4])
+        since = self.since.get(handler.name)
+        return since is not None and since.is_before(row) and handler.is_for(row[2], row[4])
 
     def _at(
         self, handler: str, source: RecordedRow, ordinal: int, yielded: dict[str, Attestation]

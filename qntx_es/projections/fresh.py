@@ -52,7 +52,7 @@ from qntx_es.projections.ledger import (
 from qntx_es.projections.recovery import HandlerFailed
 from qntx_es.projections.rows import RowMap
 from qntx_es.projections.shape import Shape
-from qntx_es.projections.starts import read_starts
+from qntx_es.projections.starts import Since, to_compare
 from qntx_es.projections.status import REBUILD_MICROSECONDS
 from qntx_es.projections.touches import Touches, WatchedRows
 from qntx_es.sequencer import Sequencer
@@ -111,7 +111,7 @@ class Fresh:
         progress: Report | None = None,
         *,
         derives: bool = True,
-        says: Mapping[str, int] | None = None,
+        says: Mapping[str, Since] | None = None,
     ) -> None:
         self.database = database
         self.domain = domain
@@ -353,8 +353,8 @@ class Fresh:
             ledger = read_ledger(connection, self.domain.name, self.domain.version)
             live = self.live(connection)
             self._owed = self._read_owed(live, connection)
-            starts = read_starts(connection, self.domain, live.derives_from)
-        self.derivations.derives_from = starts.to_compare if self._says is None else self._says
+            since = to_compare(connection, self.domain)
+        self.derivations.since = since if self._says is None else self._says
         self._stands = replace(self._stands, ledger=ledger)
 
     def _read_owed(self, live: Cursor, connection: Connection) -> Mapping[str, ParkedEntity]:

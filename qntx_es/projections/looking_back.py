@@ -21,7 +21,7 @@ from qntx_es.errors import BeyondHead, UnknownDerive
 from qntx_es.projections.cursor import cursors_held, fence
 from qntx_es.projections.derived import DerivationDifference
 from qntx_es.projections.fresh import Fresh, Report
-from qntx_es.projections.starts import DeriveStarted
+from qntx_es.projections.starts import DeriveStarted, Since
 from qntx_es.projections.verify import live_of
 from qntx_es.sequencer import Sequencer, Turn
 from qntx_es.tables import attestations
@@ -71,7 +71,7 @@ def look_back(  # noqa: PLR0913 - one keyword a part
     what was said before stays, and looking back again goes on behind it.
     """
     derive = _derive_of(domain, handler)
-    fresh = Fresh(database, sequencer, domain, progress, says={derive.name: since - 1})
+    fresh = Fresh(database, sequencer, domain, progress, says={derive.name: Since.of(since - 1)})
     with fresh.standing():
         with database.read() as connection:
             live = live_of(connection, domain)

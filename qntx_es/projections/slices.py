@@ -34,6 +34,10 @@ class Slices:
         """Tell whether all of these are among others."""
         return other.first <= self.first and self.last <= other.last
 
+    def meets(self, other: "Slices") -> bool:
+        """Tell whether any of these is among others."""
+        return self.first <= other.last and other.first <= self.last
+
     def cut(self, into: int) -> list["Slices"]:
         """Return so many ranges, of nearly the same size, that are these together."""
         size = self.last - self.first + 1

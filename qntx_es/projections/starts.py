@@ -7,9 +7,11 @@ It is about the domain, and names the handler: whoever keeps `name=` keeps the s
 
 A rebuild reads the starts as it reads the ledger, and holds a handler to what it should have said;
 an imported log brings its own. Looking back says an earlier start, and the earliest holds.
+
+Of a domain that is cut, each range meets its own first source: a start is one of those slices.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -19,19 +21,58 @@ from qntx_es.attestation import Attestation, Payload, RecordedRow, derived_id
 from qntx_es.domain import DeriveHandler, Domain
 from qntx_es.projections.cursor import Cursor
 from qntx_es.projections.ledger import SYSTEM, Stretch
+from qntx_es.projections.slices import ALL, Slices
 from qntx_es.tables import attestations
 
 
 class DeriveStarted(Payload, context="qntx.derive_started"):
-    """A derive handler of a domain, the entity, speaks of what stands at `position` and after."""
+    """A derive handler of a domain, the entity, speaks of what stands at `position` and after.
+
+    Of entities in these slices, both included: they are a range of those the domain was cut into.
+    """
 
     handler: str
     position: int
+    first_slice: int = ALL.first
+    last_slice: int = ALL.last
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """Behind which position a handler speaks, by slices; where they overlap the earliest holds."""
+
+    parts: tuple[tuple[Slices, int], ...]
+
+    @classmethod
+    def of(cls, position: int) -> "Since":
+        """Return that it speaks of everything behind a position."""
+        return cls(((ALL, position),))
+
+    @property
+    def least(self) -> int:
+        """Behind which position it speaks of anything at all."""
+        return min(position for _, position in self.parts)
+
+    def is_before(self, row: RecordedRow) -> bool:
+        """Tell whether it speaks of an attestation."""
+        return any(row[0] > position and slices.holds(row[4]) for slices, position in self.parts)
+
+    def covers(self, slices: Slices) -> bool:
+        """Tell whether it speaks, at some time, of all of these."""
+        edge = slices.first
+        for part, _ in sorted(self.parts):
+            if part.first <= edge <= part.last:
+                edge = part.last + 1
+        return edge > slices.last
+
+    def within(self, slices: Slices) -> int:
+        """Return behind which position it speaks of anything in these slices."""
+        return min(at for one, at in self.parts if one.meets(slices))
 
 
 @dataclass(frozen=True, slots=True)
 class Starts:
-    """Behind which position each derive handler speaks; one that is unknown never has.
+    """Behind which position each derive handler speaks of these slices; who is unknown never has.
 
     `known` is what the log says, `here` what this database's projector makes of it: up to
     `derives_from` the log was there before it, and whoever lived then has spoken of that.
@@ -41,11 +82,7 @@ class Starts:
     derives_from: int = 0
     known: Mapping[str, int] = field(default_factory=dict)
     here: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def to_compare(self) -> dict[str, int]:
-        """Behind which position the log should have what each handler says."""
-        return {**self.known, **self._from_beginning}
+    slices: Slices = ALL
 
     def to_say(self, cursor: Cursor, stretch: Stretch) -> dict[str, int]:
         """Behind which position each handler speaks in the batch from `cursor` on.
@@ -90,7 +127,12 @@ class Starts:
         ]
 
     def _said_at(self, row: RecordedRow, handler: DeriveHandler) -> Attestation:
-        payload = DeriveStarted(handler=handler.name, position=row[0])
+        payload = DeriveStarted(
+            handler=handler.name,
+            position=row[0],
+            first_slice=self.slices.first,
+            last_slice=self.slices.last,
+        )
         return Attestation(
             context=payload.context, entity=self.domain.name, actor=SYSTEM, payload=payload
         ).caused(
@@ -101,24 +143,46 @@ class Starts:
         )
 
 
-def read_starts(connection: Connection, domain: Domain, derives_from: int) -> Starts:
-    """Return since when the handlers of a domain speak, as far as the log knows."""
+def read_starts(
+    connection: Connection, domain: Domain, derives_from: int, slices: Slices = ALL
+) -> Starts:
+    """Return since when the handlers of a domain speak of a range, as far as the log knows."""
+    known: dict[str, list[tuple[Slices, int]]] = {}
+    here: dict[str, list[tuple[Slices, int]]] = {}
+    for at, start in _said(connection, domain):
+        part, behind = Slices(start.first_slice, start.last_slice), start.position - 1
+        known.setdefault(start.handler, []).append((part, behind))
+        if at <= derives_from:
+            behind = max(behind, derives_from)
+        here.setdefault(start.handler, []).append((part, behind))
+    return Starts(domain, derives_from, _within(known, slices), _within(here, slices), slices)
+
+
+def to_compare(connection: Connection, domain: Domain) -> dict[str, Since]:
+    """Return behind which position the log should have what each handler says."""
+    known: dict[str, list[tuple[Slices, int]]] = {}
+    for _, start in _said(connection, domain):
+        part = Slices(start.first_slice, start.last_slice)
+        known.setdefault(start.handler, []).append((part, start.position - 1))
+    from_beginning = {one.name: Since.of(0) for one in domain.derives if one.is_from_beginning}
+    return {name: Since(tuple(parts)) for name, parts in known.items()} | from_beginning
+
+
+def _said(connection: Connection, domain: Domain) -> Iterator[tuple[int, DeriveStarted]]:
     said = attestations.c
     asked = (
         select(said.position, said.payload)
         .where(said.entity == domain.name, said.context == DeriveStarted.context)
         .order_by(said.position)
     )
-    known: dict[str, int] = {}
-    here: dict[str, int] = {}
     for at, text in connection.execute(asked):
-        start = DeriveStarted.model_validate_json(text)
-        name, behind = start.handler, start.position - 1
-        known[name] = min(behind, known.get(name, behind))
-        if at <= derives_from:
-            behind = max(behind, derives_from)
-        here[name] = min(behind, here.get(name, behind))
-    return Starts(domain, derives_from, known, here)
+        yield at, DeriveStarted.model_validate_json(text)
+
+
+def _within(parts: Mapping[str, Sequence[tuple[Slices, int]]], slices: Slices) -> dict[str, int]:
+    """Return the starts of a range; one of only a part of it is none of the whole."""
+    since = {name: Since(tuple(some)) for name, some in parts.items()}
+    return {name: one.within(slices) for name, one in since.items() if one.covers(slices)}
 
 
 def in_order(
