@@ -385,6 +385,21 @@ class RebuildDiffers(QntxError):
         )
 
 
+class ForeignDependants(QntxError):
+    """What others made on live tables would be lost with them. Drop it, rebuild, make it anew.
+
+    `found` names it.
+    """
+
+    def __init__(self, domain: str, found: Sequence[str]) -> None:
+        self.found = tuple(found)
+        super().__init__(
+            f"`{domain}` is not rebuilt, for what others made on its tables would be lost with "
+            f"them: {', '.join(found)}. Live tables are untouched. Drop it, run "
+            f"`qntx-es projections rebuild {domain}`, and make it anew"
+        )
+
+
 class InvalidExpectation(QntxError):
     """What may change in a rebuild is `same` (nothing), or TABLE.COLUMN of the domain."""
 

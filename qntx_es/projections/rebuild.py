@@ -38,6 +38,7 @@ from qntx_es.projections.certificate import (
 )
 from qntx_es.projections.comparison import Comparison, TableProof
 from qntx_es.projections.cursor import Cursor, cursors_held, fence, lease_name, swap
+from qntx_es.projections.dependants import refuse_dependants, refuse_planned
 from qntx_es.projections.derived import DeriveProof
 from qntx_es.projections.expectation import expectation, unexpected
 from qntx_es.projections.fresh import Fresh, Report
@@ -128,9 +129,11 @@ class Rebuild:
         Raises `HandlerFailed` where a handler does, `RebuildRunning` where another rebuild or
         verify of the domain is under way, `RebuildLost` where one took over, `RebuildDiffers` where
         what was not expected changed, `LedgerChanged` where a skip came too late for it, `SwapBusy`
-        where readers let the swap not through. All leave live as it was.
+        where readers let the swap not through, and `ForeignDependants` where others would lose what
+        they made on live tables. All leave live as it was.
         """
         fresh = self._fresh
+        refuse_planned(self._database, self._domain)
         with fresh.standing():
             found = self._prove(across_versions=bool(self._expected))
             said = circumstances(
@@ -160,6 +163,7 @@ class Rebuild:
 
     def rehearse(self) -> Comparison:
         """Do all but the swap, and return what it would change. Raises as `run` does."""
+        refuse_planned(self._database, self._domain)
         with self._fresh.standing():
             return with_touches(self._fresh, self._prove(across_versions=True))
 
@@ -255,6 +259,7 @@ class Rebuild:
             keep_waiting(connection, to.domain, to.version, fresh.waiting)
             there = generations.found_tables(connection, live.tables)
             generations.lock_tables(connection, there)
+            refuse_dependants(connection, live.domain, there)
             fresh.hand_over(connection)
             generations.rename(connection, live, fresh.tables, fresh.generation)
             certificate = certificate_of(
