@@ -42,6 +42,7 @@ from qntx_es.projections.dependants import refuse_dependants, refuse_planned
 from qntx_es.projections.derived import DeriveProof
 from qntx_es.projections.expectation import expectation, unexpected
 from qntx_es.projections.fresh import Fresh, Report
+from qntx_es.projections.kept import hand_down
 from qntx_es.projections.lease import give_back, holder_name, take_lease
 from qntx_es.projections.ledger import keep_waiting
 from qntx_es.projections.recovery import forget_failure
@@ -262,6 +263,7 @@ class Rebuild:
             refuse_dependants(connection, live.domain, there)
             fresh.hand_over(connection)
             generations.rename(connection, live, fresh.tables, fresh.generation)
+            hand_down(connection, live, {*fresh.tables}.intersection(there))
             certificate = certificate_of(
                 said,
                 found,

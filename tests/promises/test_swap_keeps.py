@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import Column, Integer, String, inspect
@@ -120,6 +121,16 @@ HARMLESS_ON_SQLITE = (
     ),
 )
 AS_IT_IS = {"no_parameters": True}
+KEPT = """
+    SELECT pg_get_userbyid(relowner), reloptions::text, obj_description(c.oid, 'pg_class'),
+        (SELECT reloptions::text FROM pg_class AS toast WHERE toast.oid = c.reltoastrelid),
+        ARRAY(SELECT DISTINCT concat_ws(' ', grantee::regrole, privilege_type, is_grantable)
+         FROM aclexplode(COALESCE(relacl, acldefault('r', relowner))) AS a(by, grantee,
+            privilege_type, is_grantable) ORDER BY 1),
+        ARRAY(SELECT concat_ws(' ', attname, col_description(attrelid, attnum), attacl)
+         FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 ORDER BY 1)
+    FROM pg_class AS c WHERE relname = 'ledger_accounts'
+"""
 
 
 class Moved(Payload, context="moved"):
@@ -245,4 +256,76 @@ def test_what_follows_the_name_is_no_hindrance(host_of: HostOf, url: str) -> Non
     assert ask(host, "SELECT * FROM pragma_foreign_key_check('children')") == []
     assert ask(host, "SELECT \"table\" FROM pragma_foreign_key_list('children')") == [
         ("ledger_accounts",)
+    ]
+
+
+@pytest.fixture
+def roles(postgres_url: str) -> Iterator[tuple[str, str, str]]:
+    """Make three roles with awkward names."""
+    names = [f'"%s :a {uuid4().hex} $1"' for _ in range(3)]
+    with Host(postgres_url) as host:
+        host.upgrade()
+        run(host, *(f"CREATE ROLE {name}" for name in names))
+        yield names[0], names[1], names[2]
+        run(host, *(f"DROP OWNED BY {name}; DROP ROLE {name}" for name in names))
+
+
+def test_rights_comments_and_options_stay_with_the_name(
+    host_of: HostOf, postgres_url: str, roles: tuple[str, str, str]
+) -> None:
+    """Owner, grants, comments and storage options are after a swap what they were before it."""
+    owner, reader, spy = roles
+    host = host_of(postgres_url, make())
+    move(host)
+    run(
+        host,
+        f"ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO PUBLIC, {spy}",
+        f"GRANT CREATE ON SCHEMA public TO {owner}",
+        f"ALTER TABLE ledger_accounts OWNER TO {owner}",
+        f"REVOKE TRUNCATE ON ledger_accounts FROM {owner}",
+        f"GRANT SELECT, UPDATE ON ledger_accounts TO {reader} WITH GRANT OPTION",
+        "GRANT REFERENCES ON ledger_accounts TO PUBLIC",
+        f"SET ROLE {reader}; GRANT UPDATE ON ledger_accounts TO {spy}; RESET ROLE",
+        f"GRANT SELECT (moves, entity), UPDATE (note) ON ledger_accounts TO {spy}",
+        "COMMENT ON TABLE ledger_accounts IS 'it''s 100 %s :sure'",
+        "COMMENT ON COLUMN ledger_accounts.note IS 'free \\text'",
+        "ALTER TABLE ledger_accounts SET (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.3,"
+        " toast.autovacuum_enabled = false)",
+    )
+    before = ask(host, KEPT)
+
+    rebuilt = [host.rebuild("ledger") for _ in range(2)]
+
+    assert all(one.is_same for one in rebuilt)
+    assert ask(host, KEPT) == before
+    assert ask(host, f"SELECT has_table_privilege('{spy[1:-1]}', 'ledger_accounts', 'DELETE')") == [
+        (False,)
+    ]
+
+
+def test_a_new_version_keeps_what_it_still_has(
+    host_of: HostOf, postgres_url: str, roles: tuple[str, str, str]
+) -> None:
+    """Rights to a column that is gone go with it, and a comment of the code is the new code's."""
+    reader = roles[1]
+    host = host_of(postgres_url, make())
+    move(host)
+    run(
+        host,
+        "ALTER TABLE ledger_accounts ADD COLUMN mine integer",
+        f"GRANT SELECT (mine, moves) ON ledger_accounts TO {reader}",
+        "COMMENT ON COLUMN ledger_accounts.mine IS 'mine'",
+        "COMMENT ON COLUMN ledger_accounts.moves IS 'mine'",
+    )
+
+    host_of(postgres_url, make(version=2)).rebuild("ledger")
+
+    asked = (
+        "SELECT attname, col_description(attrelid, attnum), attacl IS NULL FROM pg_attribute"
+        " WHERE attrelid = 'ledger_accounts'::regclass AND attnum > 0 ORDER BY attnum"
+    )
+    assert ask(host, asked) == [
+        ("entity", None, True),
+        ("moves", "Counted by code", False),
+        ("note", None, True),
     ]
