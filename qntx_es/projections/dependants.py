@@ -39,37 +39,32 @@ _ON_SQLITE = text(
     " WHERE type = 'trigger' AND lower(tbl_name) IN :live"
 ).bindparams(bindparam("live", expanding=True))
 # A view is a rule of its table, and is named as what it is. Constraints and defaults of the live
-# tables themselves depend on their own columns; a trigger that is internal belongs to one of them.
+# tables themselves depend on their own columns; a trigger that is internal belongs to a constraint.
 _ON_POSTGRESQL = text(
     """
     WITH live AS (
         SELECT oid, reltype, relname, relrowsecurity FROM pg_class
         WHERE oid = ANY (CAST(CAST(:live AS text[]) AS regclass[]))
-    ), types AS (
-        SELECT oid FROM pg_type
-        WHERE oid IN (SELECT reltype FROM live) OR typelem IN (SELECT reltype FROM live)
-    ), depending AS (
-        SELECT classid, objid, objsubid FROM pg_depend
-        WHERE (refclassid = 'pg_class'::regclass AND refobjid IN (SELECT oid FROM live)
-               OR refclassid = 'pg_type'::regclass AND refobjid IN (SELECT oid FROM types))
-        AND (deptype = 'n' OR classid IN (
-            'pg_trigger'::regclass, 'pg_policy'::regclass, 'pg_rewrite'::regclass,
-            'pg_publication_rel'::regclass))
-    ), foreigners AS (
-        SELECT * FROM depending
-        WHERE NOT (classid = 'pg_constraint'::regclass AND objid IN (
-            SELECT oid FROM pg_constraint WHERE conrelid IN (SELECT oid FROM live)))
-        AND NOT (classid = 'pg_attrdef'::regclass AND objid IN (
-            SELECT oid FROM pg_attrdef WHERE adrelid IN (SELECT oid FROM live)))
-        AND NOT (classid = 'pg_trigger'::regclass AND objid IN (
-            SELECT oid FROM pg_trigger WHERE tgisinternal))
+    ), held (refclassid, refobjid) AS (
+        SELECT 'pg_class'::regclass, oid FROM live
+        UNION ALL
+        SELECT 'pg_type'::regclass, unnest(ARRAY[pg_type.oid, typarray])
+        FROM live JOIN pg_type ON pg_type.oid = reltype
     )
     SELECT CASE WHEN view.oid IS NULL
         THEN pg_describe_object(classid, objid, objsubid)
         ELSE pg_describe_object('pg_class'::regclass, view.oid, 0) END
-    FROM foreigners
+    FROM held JOIN pg_depend USING (refclassid, refobjid)
     LEFT JOIN pg_rewrite ON classid = 'pg_rewrite'::regclass AND pg_rewrite.oid = objid
     LEFT JOIN pg_class AS view ON view.oid = ev_class AND view.relkind IN ('v', 'm')
+    LEFT JOIN pg_trigger ON classid = 'pg_trigger'::regclass AND pg_trigger.oid = objid
+    LEFT JOIN pg_constraint ON classid = 'pg_constraint'::regclass AND pg_constraint.oid = objid
+    LEFT JOIN pg_attrdef ON classid = 'pg_attrdef'::regclass AND pg_attrdef.oid = objid
+    WHERE (deptype = 'n' OR classid IN (
+        'pg_trigger'::regclass, 'pg_policy'::regclass, 'pg_rewrite'::regclass,
+        'pg_publication_rel'::regclass))
+    AND tgisinternal IS NOT TRUE
+    AND NOT EXISTS (SELECT FROM live WHERE live.oid IN (conrelid, adrelid))
     UNION
     SELECT 'row-level security of table ' || relname FROM live WHERE relrowsecurity
     """

@@ -9,7 +9,7 @@ the code has it. SQLite has none of this.
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 
 from qntx_es.projections.cursor import Cursor
 from qntx_es.projections.generations import suffixed
@@ -22,43 +22,48 @@ def hand_down(connection: Connection, live: Cursor, tables: Iterable[str]) -> No
     """
     if connection.dialect.name == "sqlite":
         return
-    for name in sorted(tables):
-        pair = {"old": suffixed(name, live.generation), "new": name}
-        # An owner's own rights change hands with the table, so grants are compared after it.
-        for statements in (_OWNER, _REVOKED_AND_GRANTED, _COMMENTS, _OPTIONS):
-            for statement in connection.execute(statements, pair).scalars().all():
-                # As it is: what somebody calls a role or says in a comment is no placeholder.
-                connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+    names = sorted(tables)
+    pairs = {"old": [suffixed(name, live.generation) for name in names], "new": names}
+    # An owner's own rights change hands with the table, so grants are compared after it.
+    for statements in (_OWNERS, _REVOKED_AND_GRANTED, _COMMENTS, _OPTIONS):
+        for statement in connection.execute(statements, pairs).scalars().all():
+            # As it is: what somebody calls a role or says in a comment is no placeholder.
+            connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
 
 
-# Each gives statements, quoted by the database itself.
+def _of_pairs(asked: str) -> TextClause:
+    """Ask for all tables at once, for readers wait meanwhile; the answer is statements."""
+    pairs = """
+    WITH pair AS (
+        SELECT to_regclass(unnest(CAST(:old AS text[]))) AS old,
+            to_regclass(unnest(CAST(:new AS text[]))) AS new
+    )"""
+    return text(pairs + asked)
 
-_OWNER = text(
+
+_OWNERS = _of_pairs(
     """
-    SELECT format('ALTER TABLE %s OWNER TO %I', new.oid::regclass, pg_get_userbyid(old.relowner))
-    FROM pg_class AS old, pg_class AS new
-    WHERE old.oid = to_regclass(:old) AND new.oid = to_regclass(:new)
-    AND old.relowner <> new.relowner
+    SELECT format('ALTER TABLE %s OWNER TO %I', pair.new, pg_get_userbyid(old.relowner))
+    FROM pair JOIN pg_class AS old ON old.oid = pair.old JOIN pg_class AS new ON new.oid = pair.new
+    WHERE old.relowner <> new.relowner
     """
 )
 # Revoking a right to a table takes the same right to its columns too, so all of that comes first.
-_REVOKED_AND_GRANTED = text(
-    """
-    WITH rights AS (
-        SELECT pg_class.oid, NULL AS attname, one.*
-        FROM pg_class, aclexplode(COALESCE(relacl, acldefault('r', relowner))) AS one
-        WHERE oid IN (to_regclass(:old), to_regclass(:new))
+_REVOKED_AND_GRANTED = _of_pairs(
+    """, rights AS (
+        SELECT pair.new AS of, oid = pair.old AS is_old, NULL AS attname, one.*
+        FROM pair JOIN pg_class ON oid IN (pair.old, pair.new),
+            aclexplode(COALESCE(relacl, acldefault('r', relowner))) AS one
         UNION ALL
-        SELECT attrelid, attname, one.*
-        FROM pg_attribute, aclexplode(attacl) AS one
-        WHERE attrelid IN (to_regclass(:old), to_regclass(:new)) AND NOT attisdropped
+        SELECT pair.new, found.attrelid = pair.old, found.attname, one.*
+        FROM pair JOIN pg_attribute AS found ON attrelid IN (pair.old, pair.new),
+            aclexplode(attacl) AS one
+        WHERE EXISTS (SELECT FROM pg_attribute AS there
+            WHERE there.attrelid = pair.new AND there.attname = found.attname)
     ), old AS (
-        SELECT attname, grantee, privilege_type, is_grantable FROM rights
-        WHERE oid = to_regclass(:old) AND (attname IS NULL OR attname IN (
-            SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(:new)))
+        SELECT of, attname, grantee, privilege_type, is_grantable FROM rights WHERE is_old
     ), new AS (
-        SELECT attname, grantee, privilege_type, is_grantable FROM rights
-        WHERE oid = to_regclass(:new)
+        SELECT of, attname, grantee, privilege_type, is_grantable FROM rights WHERE NOT is_old
     ), changes AS (
         SELECT 'REVOKE %s%s ON %s FROM %s' AS said, * FROM (
             SELECT * FROM new EXCEPT SELECT * FROM old) AS surplus
@@ -67,39 +72,37 @@ _REVOKED_AND_GRANTED = text(
             SELECT * FROM old EXCEPT SELECT * FROM new) AS missing
     )
     SELECT format(
-        said, privilege_type, '(' || quote_ident(attname) || ')', to_regclass(:new),
+        said, privilege_type, '(' || quote_ident(attname) || ')', of,
         CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END
     ) || CASE WHEN is_grantable AND said LIKE 'GRANT%' THEN ' WITH GRANT OPTION' ELSE '' END
     FROM changes ORDER BY said DESC
     """
 )
-_COMMENTS = text(
+_COMMENTS = _of_pairs(
     """
-    SELECT format('COMMENT ON TABLE %s IS %L', to_regclass(:new), description)
-    FROM pg_description
-    WHERE classoid = 'pg_class'::regclass AND objoid = to_regclass(:old) AND objsubid = 0
-    AND obj_description(to_regclass(:new), 'pg_class') IS NULL
+    SELECT format('COMMENT ON TABLE %s IS %L', pair.new, description)
+    FROM pair JOIN pg_description ON objoid = pair.old
+    WHERE classoid = 'pg_class'::regclass AND objsubid = 0
+    AND obj_description(pair.new, 'pg_class') IS NULL
     UNION ALL
-    SELECT format('COMMENT ON COLUMN %s.%I IS %L', to_regclass(:new), new.attname, description)
-    FROM pg_description
-    JOIN pg_attribute AS old ON old.attrelid = objoid AND old.attnum = objsubid
-    JOIN pg_attribute AS new ON new.attname = old.attname AND new.attrelid = to_regclass(:new)
-    WHERE classoid = 'pg_class'::regclass AND objoid = to_regclass(:old) AND objsubid > 0
-    AND col_description(new.attrelid, new.attnum) IS NULL
+    SELECT format('COMMENT ON COLUMN %s.%I IS %L', pair.new, new.attname, description)
+    FROM pair JOIN pg_description ON objoid = pair.old
+    JOIN pg_attribute AS old ON old.attrelid = pair.old AND old.attnum = objsubid
+    JOIN pg_attribute AS new ON new.attrelid = pair.new AND new.attname = old.attname
+    WHERE classoid = 'pg_class'::regclass AND col_description(pair.new, new.attnum) IS NULL
     """
 )
-_OPTIONS = text(
+_OPTIONS = _of_pairs(
     """
-    SELECT format('ALTER TABLE %s SET (%s)', to_regclass(:new), string_agg(
+    SELECT format('ALTER TABLE %s SET (%s)', pair.new, string_agg(
         format('%s%I = %L', prefix, option_name, option_value), ', '))
-    FROM pg_class AS live, LATERAL (
+    FROM pair JOIN pg_class AS live ON live.oid = pair.old, LATERAL (
         SELECT '' AS prefix, * FROM pg_options_to_table(live.reloptions)
         UNION ALL
         SELECT 'toast.', options.* FROM pg_class AS toast,
-            LATERAL pg_options_to_table(toast.reloptions) AS options
+            pg_options_to_table(toast.reloptions) AS options
         WHERE toast.oid = live.reltoastrelid
     ) AS options
-    WHERE live.oid = to_regclass(:old)
-    HAVING count(*) > 0
+    GROUP BY pair.new
     """
 )
