@@ -145,6 +145,7 @@ class Rebuild:
                 actor=self._actor,
             )
             swapped = self._swap(said, found)
+        self._database.recycle()
         faults.point("rebuild.before_drop")
         with self._database.write() as connection:
             generations.drop_replaced(connection, swapped.replaced)

@@ -1,11 +1,12 @@
 """A swap loses nothing that others have made on the live tables: it keeps it, or is refused."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Column, Integer, String, inspect
+from sqlalchemy import Column, Integer, String, inspect, text
 
 from qntx_es import (
     Attestation,
@@ -18,6 +19,7 @@ from qntx_es import (
     Rows,
     faults,
 )
+from qntx_es.database import Database
 
 HostOf = Callable[..., Host]
 
@@ -329,3 +331,41 @@ def test_a_new_version_keeps_what_it_still_has(
         ("moves", "Counted by code", False),
         ("note", None, True),
     ]
+
+
+def test_what_others_have_prepared_goes_on(host_of: HostOf, postgres_url: str) -> None:
+    """A prepared statement of somebody's connection reads the new table, if its shape is equal."""
+    host = host_of(postgres_url, make())
+    move(host)
+    others = Database(postgres_url)
+    with closing(others), others.alone() as connection:
+        connection.exec_driver_sql("PREPARE mine AS SELECT * FROM ledger_accounts")
+        before = connection.exec_driver_sql("EXECUTE mine").all()
+
+        host.rebuild("ledger")
+        move(host)
+
+        assert (before, connection.exec_driver_sql("EXECUTE mine").all()) == (
+            [("a", 1, None)],
+            [("a", 2, None)],
+        )
+
+
+def test_our_own_connections_are_opened_anew_after_a_swap(host_of: HostOf, url: str) -> None:
+    """What was prepared before a column changed its type is refused to nobody after the swap."""
+    move(host_of(url, make()))
+    host = host_of(url, make(version=2))
+    asked = text("SELECT * FROM ledger_accounts")
+    connections = [host.database.engine.connect() for _ in range(3)]
+    for connection in connections:
+        for _ in range(10):  # the driver prepares what it has met five times
+            assert connection.execute(asked).all() == [("a", 1, None)]
+            connection.commit()
+
+    host.rebuild("ledger")
+    for connection in connections:
+        connection.close()
+
+    for _ in range(20):
+        with host.database.engine.begin() as connection:
+            assert connection.execute(asked).all() == [("a", "1", None)]
