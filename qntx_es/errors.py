@@ -360,6 +360,10 @@ class LedgerChanged(QntxError):
     """A skip was said or withdrawn while tables were rebuilt. Live is untouched: run it again."""
 
 
+class NoWorkers(QntxError):
+    """Ranges cannot be filled by other processes here. Rebuild without workers."""
+
+
 class RebuildRunning(QntxError):
     """The fresh tables of this domain are another's: one rebuild or verify of it at a time."""
 

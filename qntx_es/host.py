@@ -10,10 +10,12 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
+from multiprocessing import get_context
 from typing import Any, Self, TypeVar, overload
 
 from pydantic import ValidationError
@@ -46,7 +48,7 @@ from qntx_es.projections.batch import Batches
 from qntx_es.projections.comparison import Comparison
 from qntx_es.projections.cursor import cursors_of
 from qntx_es.projections.cutting import Cutting
-from qntx_es.projections.fresh import RebuildProgress, Report
+from qntx_es.projections.fresh import RebuildProgress, Report, Workers
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.inline import InlineBatches, InlineProjectors
 from qntx_es.projections.interventions import Interventions
@@ -256,22 +258,34 @@ class Host:
             if not attempts and not fires:
                 return
 
-    def rebuild(
+    def rebuild(  # noqa: PLR0913 - one keyword a choice
         self,
         name: str,
         *,
         expect: Iterable[str] = (),
         actor: str | None = None,
+        workers: int = 1,
+        executor: Executor | None = None,
         progress: Callable[[RebuildProgress], None] | None = None,
     ) -> Rebuilt:
         """Build a domain's tables anew beside the live ones, compare them, and swap.
 
         Everything goes on meanwhile. `expect` is `["same"]`, or the only columns that may change
         (`["shop_orders.total"]`); by default the rebuilt rows are right, whatever they are. The
-        certificate is attested by `actor`, else by who runs this process. Raises `UnknownDomain`,
-        `InvalidExpectation`, and what `Rebuild.run` raises.
+        certificate is attested by `actor`, else by who runs this process. Of a domain that is
+        `by_entity`, so many `workers` fill ranges side by side: processes of their own, or whatever
+        `executor` has. What a crash has left is gone on with, if the code is the same. Raises
+        `UnknownDomain`, `InvalidExpectation`, `NoWorkers`, and what `Rebuild.run` raises.
         """
-        return self._rebuild(name, expect, actor, progress).run()
+        if workers == 1:
+            return self._rebuild(name, expect, actor, progress).run()
+        with ExitStack() as stack:
+            if executor is None:
+                fresh_ones = get_context("spawn")  # a fork would have our threads' locks
+                pool = ProcessPoolExecutor(workers, mp_context=fresh_ones)
+                executor = stack.enter_context(pool)
+            side_by_side = Workers(workers, executor)
+            return self._rebuild(name, expect, actor, progress, side_by_side).run()
 
     def rehearse(
         self,
@@ -426,7 +440,10 @@ class Host:
         self.domain(name)
         self.get_ready()
         cutting = Cutting(self.database, self._sequencer, self._projectors[name], by or somebody())
-        ranges = cutting.run(into)
+        try:
+            ranges = cutting.run(into)
+        finally:
+            self._projectors[name].look_again()
         self._tell()
         return [str(one) for one in ranges]
 
@@ -699,6 +716,7 @@ class Host:
         expect: Iterable[str],
         actor: str | None,
         progress: Callable[[RebuildProgress], None] | None,
+        workers: Workers | None = None,
     ) -> Rebuild:
         domain = self.domain(name)
         self.get_ready()
@@ -711,6 +729,7 @@ class Host:
             expect=expect,
             progress=progress,
             stopping=self._stopping,
+            workers=workers,
         )
 
     def _outdated(self) -> Outdated:
