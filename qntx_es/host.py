@@ -44,6 +44,7 @@ from qntx_es.errors import (
 from qntx_es.jobs import JobRequested
 from qntx_es.log import Log
 from qntx_es.projections import generations
+from qntx_es.projections.arrival import PATIENCE_SECONDS, arrival
 from qntx_es.projections.batch import Batches
 from qntx_es.projections.comparison import Comparison
 from qntx_es.projections.cursor import cursors_of
@@ -212,25 +213,42 @@ class Host:
         return Recorded(found.row, chain.decode_of(found.schema_version))
 
     def wait_for(
-        self, position: int, name: str, timeout: timedelta | float = timedelta(seconds=10)
+        self,
+        position: int,
+        name: str,
+        timeout: timedelta | float = timedelta(seconds=10),
+        *,
+        entity: str | None = None,
     ) -> None:
-        """Return once the domain's rows hold `position`.
+        """Return once the domain's rows hold `position`; with an `entity`, once those of that do.
 
-        Raises `WaitTimeout`, `UnknownDomain`, and `ProjectorPaused` at once.
+        Raises `WaitTimeout` and `UnknownDomain`; at once `ProjectorPaused`, `ProjectorOutdated` and
+        `EntityParked`; and soon `ProjectorStopped`, and `ProjectorUnowned` where no host runs it.
         """
         domain = self.domain(name)
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         deadline = time.monotonic() + seconds
+        stood_at, since = -1, 0.0
         self._wake()
-        while (reached := self._reached(domain.name, position)) < position:
-            left = deadline - time.monotonic()
-            if left <= 0:
+        while True:
+            with self.database.read() as connection:
+                seen = arrival(connection, domain, position, entity)
+            if seen.refused is not None:
+                raise seen.refused
+            if seen.reached >= position:
+                return
+            now = time.monotonic()
+            if seen.stands is None or seen.reached != stood_at:
+                stood_at, since = seen.reached, now
+            elif now - since > PATIENCE_SECONDS:
+                raise seen.stands
+            if now >= deadline:
                 raise WaitTimeout(
-                    f"`{name}` is at {reached} and did not reach {position} in {seconds:g} s: "
-                    f"`qntx-es projections status {name}` says why"
+                    f"`{name}` is at {seen.reached} and did not reach {position} in {seconds:g} s: "
+                    f"{seen.stands or f'`qntx-es projections status {name}` says why'}"
                 )
             with self._moved:
-                self._moved.wait(min(left, LOOK_SECONDS))
+                self._moved.wait(min(deadline - now, LOOK_SECONDS))
 
     # What runs.
 
@@ -773,15 +791,6 @@ class Host:
             self._running_worker.wake.set()
 
     _running_worker: Worker | None = None
-
-    def _reached(self, name: str, position: int) -> int:
-        """Return where a projector is. Raises `ProjectorPaused` if it stands before `position`."""
-        with self.database.read() as connection:
-            found = cursors_of(connection, name)
-        reached = min((one.position for one in found), default=0)
-        if found and found[0].pause is not None and reached < position:
-            raise ProjectorPaused(name, str(found[0].pause))
-        return reached
 
 
 def _catch_up(projector: Projector) -> ProjectorStopped | ProjectorOutdated | None:
