@@ -15,15 +15,15 @@ from sqlalchemy import Connection, bindparam, text
 from qntx_es.database import Database
 from qntx_es.domain import Domain
 from qntx_es.errors import ForeignDependants
-from qntx_es.projections.fresh import live_cursor
+from qntx_es.projections.cursor import cursors_of
 from qntx_es.projections.generations import found_tables
 
 
 def refuse_planned(database: Database, domain: Domain) -> None:
     """Raise `ForeignDependants` where a domain's live tables cannot be swapped as they stand."""
     with database.read() as connection:
-        live = live_cursor(connection, domain)
-        refuse_dependants(connection, domain.name, found_tables(connection, live.tables))
+        live = {name for one in cursors_of(connection, domain.name) for name in one.tables}
+        refuse_dependants(connection, domain.name, found_tables(connection, live))
 
 
 def refuse_dependants(connection: Connection, domain: str, live: Iterable[str]) -> None:

@@ -16,9 +16,10 @@ from sqlalchemy import Connection, and_, func, select
 
 from qntx_es.attestation import instant
 from qntx_es.domain import Domain
+from qntx_es.projections.blocked import Blocked, blocked
 from qntx_es.projections.cursor import Pause, lease_of_row, pause_of
 from qntx_es.projections.slices import Slices
-from qntx_es.tables import attestations, cursors, failures, leases, parked, rebuilds
+from qntx_es.tables import attestations, cursors, failures, fills, leases, parked, rebuilds
 
 REBUILD_MICROSECONDS = 60_000_000
 # What is done with fresh tables that never become the live ones.
@@ -98,6 +99,11 @@ def statuses(
     # One that has not looked for so long was killed; its tables go with the next.
     looked = rebuilds.c.looked_at > now - REBUILD_MICROSECONDS
     running = and_(rebuilds.c.domain == cursors.c.domain, looked)
+    filled = (
+        select(func.coalesce(func.min(fills.c.position), 0))
+        .where(fills.c.domain == cursors.c.domain)
+        .scalar_subquery()
+    )
     held = and_(leases.c.name == lease_of_row(), leases.c.expires_at > now)
     asked = (
         select(
@@ -115,7 +121,7 @@ def statuses(
             failures.c.position.label("failed"),
             *(failures.c[name] for name in ("handler", "error", "traceback", "failed_at")),
             rebuilds.c.state.label("rebuild"),
-            rebuilds.c.position.label("filled"),
+            filled.label("filled"),
             rebuilds.c.target,
         )
         .outerjoin(failures, stopped)
@@ -124,14 +130,19 @@ def statuses(
         .order_by(cursors.c.domain, cursors.c.first_slice)
     )
     rows = connection.execute(asked).all()
+    is_any_behind = any(row.at < row.head for row in rows)
+    waits = blocked(connection) if is_any_behind else {}
     by_domain = groupby(rows, key=attrgetter("domain"))
-    return [_status(list(some), domains.get(name), now) for name, some in by_domain]
+    return [
+        _status(list(some), domains.get(name), now, waits.get(name)) for name, some in by_domain
+    ]
 
 
 def _status(
     rows: Sequence[Any],  # the rows of the query above that are a domain's
     domain: Domain | None,
     now: int,
+    blocked_by: Blocked | None,
 ) -> ProjectorStatus:
     row = min(rows, key=attrgetter("at"))
     ranges = tuple(map(_range_status, rows))
@@ -153,7 +164,7 @@ def _status(
         failure=failure,
         rebuild=None if row.rebuild is None else f"{row.rebuild}, {row.filled} of {row.target}",
         holder=", ".join(holders) or None,
-        why=_why(state, row, failure, domain),
+        why=_why(state, row, failure, domain) or _waits(row, blocked_by),
         ranges=ranges,
     )
 
@@ -183,6 +194,12 @@ def _state(rows: Sequence[Any], domain: Domain | None) -> str:
     return "inline" if is_inline else "live"
 
 
+def _waits(row: Any, blocked_by: Blocked | None) -> str | None:  # noqa: ANN401 - as above
+    if blocked_by is not None:
+        return str(blocked_by)
+    return f"{row.parked} entities are parked, and wait to be retried" if row.parked else None
+
+
 def _why(
     state: str,
     row: Any,  # noqa: ANN401 - a row of the query above
@@ -199,4 +216,4 @@ def _why(
         return f"{state} at {failure.position}: `{failure.handler}` {failure.error}"
     if state == "live" and row.holder is None and row.at < row.head:
         return "unowned: no running host holds its lease"
-    return f"{row.parked} entities are parked, and wait to be retried" if row.parked else None
+    return None
