@@ -49,6 +49,7 @@ from qntx_es.projections.batch import Batches
 from qntx_es.projections.comparison import Comparison
 from qntx_es.projections.cursor import cursors_of
 from qntx_es.projections.cutting import Cutting
+from qntx_es.projections.fingerprint import fingerprint
 from qntx_es.projections.fresh import RebuildProgress, Report, Workers
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.inline import InlineBatches, InlineProjectors
@@ -328,9 +329,10 @@ class Host:
     ) -> Verified:
         """Fold the log again in the dark, and compare with a domain's live rows.
 
-        Nothing is changed, and everything goes on meanwhile. Of each table the `first` rows that
-        differ are told, with the attestation that wrote each last. The certificate is attested as
-        that of a rebuild. Raises `UnknownDomain`, and what `verify` raises.
+        No row is changed, and everything goes on meanwhile; where all is the same, the model is
+        proved. Of each table the `first` rows that differ are told, with the attestation that wrote
+        each last. The certificate is attested as that of a rebuild. Raises `UnknownDomain`, and
+        what `verify` raises.
         """
         domain = self.domain(name)
         self.get_ready()
@@ -470,6 +472,8 @@ class Host:
         """Run projectors, jobs and schedules in threads until the block ends, then drain."""
         self.get_ready()
         self._make_indexes()
+        for domain in self.domains.values():
+            fingerprint(domain)  # before somebody edits the files it was read from
         self._stopping.clear()
         supervisor = Supervisor(self._projectors.values(), self._stopping, self._moved)
         worker, ticker = self._worker(), self._ticker()

@@ -136,6 +136,7 @@ cursors = Table(
     Column("paused_by", Words),
     Column("paused_at", BigInteger),
     Column("pause_reason", Words),
+    Column("fingerprint", Words),
 )
 
 leases = Table(

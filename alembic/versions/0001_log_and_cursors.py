@@ -608,6 +608,7 @@ def create_projectors() -> None:
         sa.Column("paused_by", WORDS),
         sa.Column("paused_at", sa.BigInteger),
         sa.Column("pause_reason", WORDS),
+        sa.Column("fingerprint", WORDS),
     )
     op.create_table(
         "qntx_leases",

@@ -29,6 +29,7 @@ STYLES = {
     "degraded": "yellow",
     "outdated": "yellow",
     "retired": "yellow",
+    "unproved": "yellow",
     "standby": "green",
     "stopped": "bold red",
     "stuck": "bold red",

@@ -245,7 +245,7 @@ class Rebuild:
             live = min(lives, key=attrgetter("position"))
             owed = fresh.owed(connection)
             for cursor in lives:
-                swap(cursor, self._swapped(cursor), connection)
+                swap(cursor, self._swapped(cursor, said), connection)
             forget_failure(connection, live.domain)
             fresh.check_ledger(connection)
             keep_waiting(connection, live.domain, self._domain.version, fresh.waiting)
@@ -268,12 +268,13 @@ class Rebuild:
         faults.point("rebuild.after_commit")
         return _Swapped(live, live.position, certificate, attested)
 
-    def _swapped(self, live: Cursor) -> Cursor:
+    def _swapped(self, live: Cursor, said: Circumstances) -> Cursor:
         return replace(
             live,
             version=self._domain.version,
             generation=self._fresh.generation,
             tables=tuple(sorted(self._domain.tables)),
+            fingerprint=said.fingerprint,
         )
 
     def _wait_for_old_snapshots(self) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, and_, func, select
 from qntx_es.attestation import instant
 from qntx_es.domain import Domain
 from qntx_es.projections.cursor import Pause, lease_of_row, pause_of
+from qntx_es.projections.fingerprint import is_unproved
 from qntx_es.projections.slices import Slices
 from qntx_es.tables import attestations, cursors, failures, fills, leases, parked, rebuilds
 
@@ -51,10 +52,10 @@ class RangeStatus:
 class ProjectorStatus:
     """One projector: `lag` is head less position, `lag_seconds` the age of the first unread.
 
-    `state` is live, standby, inline, paused, stopped, stuck, degraded, outdated, retired or
-    rebuilding; `why` says in words why nothing moves, if nothing does. `parked` counts the entities
-    that wait. Of one that is cut, position and lag are those of the range that is furthest behind,
-    and `ranges` has them all.
+    `state` is live, standby, inline, paused, stopped, stuck, degraded, outdated, retired,
+    rebuilding or unproved; `why` says in words why nothing moves, if nothing does, or why its rows
+    may not be right. `parked` counts the entities that wait. Of one that is cut, position and lag
+    are those of the range that is furthest behind, and `ranges` has them all.
     """
 
     name: str
@@ -110,6 +111,7 @@ def statuses(
             cursors.c.version,
             cursors.c.position.label("at"),
             cursors.c.generation,
+            cursors.c.fingerprint,
             *(cursors.c[name] for name in ("first_slice", "last_slice")),
             *(cursors.c[name] for name in ("paused_by", "paused_at", "pause_reason")),
             head.label("head"),
@@ -158,7 +160,7 @@ def _status(
         failure=failure,
         rebuild=None if row.rebuild is None else f"{row.rebuild}, {row.filled} of {row.target}",
         holder=", ".join(holders) or None,
-        why=_why(state, row, failure, domain),
+        why=_why(state, row, failure, domain) or _doubt(state, row),
         ranges=ranges,
     )
 
@@ -175,16 +177,23 @@ def _range_status(row: Any) -> RangeStatus:  # noqa: ANN401 - a row of the query
 
 def _state(rows: Sequence[Any], domain: Domain | None) -> str:
     row = rows[0]
-    is_inline = domain is not None and domain.inline
     if row.rebuild not in (None, *IN_THE_DARK):
         return "rebuilding"
     if row.paused_by is not None:
         return "paused"
     if domain is not None and domain.version != row.version:
         return "outdated" if domain.version > row.version else "retired"
+    return _state_as_it_runs(rows, domain)
+
+
+def _state_as_it_runs(rows: Sequence[Any], domain: Domain | None) -> str:
+    row = rows[0]
+    is_inline = domain is not None and domain.inline
     failed_as = next((one.failed_as for one in rows if one.failed is not None), None)
     if failed_as is not None:
         return "degraded" if is_inline else str(failed_as)
+    if domain is not None and is_unproved(domain, row.fingerprint):
+        return "unproved"
     return "inline" if is_inline else "live"
 
 
@@ -204,4 +213,15 @@ def _why(
         return f"{state} at {failure.position}: `{failure.handler}` {failure.error}"
     if state == "live" and row.holder is None and row.at < row.head:
         return "unowned: no running host holds its lease"
+    if state == "unproved":
+        return None
     return f"{row.parked} entities are parked, and wait to be retried" if row.parked else None
+
+
+def _doubt(state: str, row: Any) -> str | None:  # noqa: ANN401 - a row of the query above
+    """Say why the rows may not be what the log makes, and how that is settled."""
+    if state == "unproved":
+        return (
+            f"its code is not the one that made the rows: qntx-es projections verify {row.domain}"
+        )
+    return None
