@@ -74,6 +74,7 @@ from qntx_es.errors import (
     SchemaOutdated,
     SchemaTooNew,
     SchemaVersionTooNew,
+    ScrubRefused,
     SkipRefused,
     StaleToken,
     StorageFull,
@@ -118,6 +119,7 @@ from qntx_es.projections.certificate import (
 from qntx_es.projections.comparison import (
     Comparison,
 )
+from qntx_es.projections.drift import Drift
 from qntx_es.projections.fresh import (
     RebuildProgress,
 )
@@ -130,6 +132,7 @@ from qntx_es.projections.looking_back import (
 from qntx_es.projections.rebuild import (
     Rebuilt,
 )
+from qntx_es.projections.scrub import Scrubbed
 from qntx_es.projections.travel import (
     Travelled,
 )
@@ -174,6 +177,7 @@ __all__ = [
     "DerivationTooDeep",
     "Domain",
     "DomainRefused",
+    "Drift",
     "DuplicateKey",
     "Exported",
     "ForeignActor",
@@ -235,6 +239,8 @@ __all__ = [
     "SchemaOutdated",
     "SchemaTooNew",
     "SchemaVersionTooNew",
+    "ScrubRefused",
+    "Scrubbed",
     "ServiceRegistry",
     "Settings",
     "SkipRefused",

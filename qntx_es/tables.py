@@ -199,6 +199,17 @@ fills = Table(
     Column("kept", Words),
 )
 
+# Where the scrubber found rows of an entity that are not what the log makes of it.
+drifts = Table(
+    "qntx_drifts",
+    metadata,
+    Column("domain", Words, primary_key=True),
+    Column("entity", Words, primary_key=True),
+    Column("table", Words, primary_key=True),
+    Column("found_at", BigInteger, nullable=False),
+    Column("detail", Words, nullable=False),
+)
+
 # How far a recorder of an eventsourcing application has followed another application.
 tracking = Table(
     "qntx_tracking",

@@ -40,6 +40,7 @@ from qntx_es.projections.certificate import (
 from qntx_es.projections.comparison import Comparison, TableProof
 from qntx_es.projections.cursor import Cursor, cursors_held, fence, lease_name, swap
 from qntx_es.projections.derived import DeriveProof
+from qntx_es.projections.drift import forget_drifts
 from qntx_es.projections.expectation import expectation, unexpected
 from qntx_es.projections.fresh import Fresh, Report, Workers
 from qntx_es.projections.lease import give_back, holder_name, take_lease
@@ -247,6 +248,7 @@ class Rebuild:
             for cursor in lives:
                 swap(cursor, self._swapped(cursor, said), connection)
             forget_failure(connection, live.domain)
+            forget_drifts(connection, live.domain)
             fresh.check_ledger(connection)
             keep_waiting(connection, live.domain, self._domain.version, fresh.waiting)
             there = generations.found_tables(connection, live.tables)

@@ -17,9 +17,10 @@ from sqlalchemy import Connection, and_, func, select
 from qntx_es.attestation import instant
 from qntx_es.domain import Domain
 from qntx_es.projections.cursor import Pause, lease_of_row, pause_of
+from qntx_es.projections.drift import Drift, first_drifts
 from qntx_es.projections.fingerprint import is_unproved
 from qntx_es.projections.slices import Slices
-from qntx_es.tables import attestations, cursors, failures, fills, leases, parked, rebuilds
+from qntx_es.tables import attestations, cursors, drifts, failures, fills, leases, parked, rebuilds
 
 REBUILD_MICROSECONDS = 60_000_000
 # What is done with fresh tables that never become the live ones.
@@ -53,8 +54,9 @@ class ProjectorStatus:
     """One projector: `lag` is head less position, `lag_seconds` the age of the first unread.
 
     `state` is live, standby, inline, paused, stopped, stuck, degraded, outdated, retired,
-    rebuilding or unproved; `why` says in words why nothing moves, if nothing does, or why its rows
-    may not be right. `parked` counts the entities that wait. Of one that is cut, position and lag
+    rebuilding, drifted or unproved; `why` says in words why nothing moves, if nothing does, or why
+    its rows may not be right. `parked` counts the entities that wait, `drifted` those whose rows
+    the scrubber found to be others; `drifts` are the first. Of one that is cut, position and lag
     are those of the range that is furthest behind, and `ranges` has them all.
     """
 
@@ -73,6 +75,8 @@ class ProjectorStatus:
     holder: str | None
     why: str | None
     ranges: tuple[RangeStatus, ...]
+    drifted: int
+    drifts: tuple[Drift, ...]
 
 
 def statuses(
@@ -89,6 +93,11 @@ def statuses(
     waiting = (
         select(func.count())
         .where(parked.c.domain == cursors.c.domain, parked.c.version == cursors.c.version)
+        .scalar_subquery()
+    )
+    drifted = (
+        select(func.count(drifts.c.entity.distinct()))
+        .where(drifts.c.domain == cursors.c.domain)
         .scalar_subquery()
     )
     stopped = and_(
@@ -117,6 +126,7 @@ def statuses(
             head.label("head"),
             first_unread.label("first_unread"),
             waiting.label("parked"),
+            drifted.label("drifted"),
             leases.c.holder,
             failures.c.state.label("failed_as"),
             failures.c.position.label("failed"),
@@ -132,10 +142,11 @@ def statuses(
     )
     rows = connection.execute(asked).all()
     by_domain = groupby(rows, key=attrgetter("domain"))
-    return [_status(list(some), domains.get(name), now) for name, some in by_domain]
+    return [_status(connection, list(some), domains.get(name), now) for name, some in by_domain]
 
 
 def _status(
+    connection: Connection,
     rows: Sequence[Any],  # the rows of the query above that are a domain's
     domain: Domain | None,
     now: int,
@@ -145,6 +156,7 @@ def _status(
     failure = next((one.failure for one in ranges if one.failure is not None), None)
     holders = sorted({one.holder for one in ranges if one.holder is not None})
     state = _state(rows, domain)
+    found = first_drifts(connection, row.domain) if row.drifted else ()
     since = row.first_unread
     return ProjectorStatus(
         name=row.domain,
@@ -160,8 +172,10 @@ def _status(
         failure=failure,
         rebuild=None if row.rebuild is None else f"{row.rebuild}, {row.filled} of {row.target}",
         holder=", ".join(holders) or None,
-        why=_why(state, row, failure, domain) or _doubt(state, row),
+        why=_why(state, row, failure, domain) or _doubt(state, row, found),
         ranges=ranges,
+        drifted=row.drifted,
+        drifts=found,
     )
 
 
@@ -192,6 +206,8 @@ def _state_as_it_runs(rows: Sequence[Any], domain: Domain | None) -> str:
     failed_as = next((one.failed_as for one in rows if one.failed is not None), None)
     if failed_as is not None:
         return "degraded" if is_inline else str(failed_as)
+    if row.drifted:
+        return "drifted"
     if domain is not None and is_unproved(domain, row.fingerprint):
         return "unproved"
     return "inline" if is_inline else "live"
@@ -213,15 +229,18 @@ def _why(
         return f"{state} at {failure.position}: `{failure.handler}` {failure.error}"
     if state == "live" and row.holder is None and row.at < row.head:
         return "unowned: no running host holds its lease"
-    if state == "unproved":
+    if state in ("drifted", "unproved"):
         return None
     return f"{row.parked} entities are parked, and wait to be retried" if row.parked else None
 
 
-def _doubt(state: str, row: Any) -> str | None:  # noqa: ANN401 - a row of the query above
+def _doubt(state: str, row: Any, found: Sequence[Drift]) -> str | None:  # noqa: ANN401 - a row of the query above
     """Say why the rows may not be what the log makes, and how that is settled."""
     if state == "unproved":
         return (
             f"its code is not the one that made the rows: qntx-es projections verify {row.domain}"
         )
+    if state == "drifted" and found:
+        first = f"{found[0]}, since {found[0].found_at:%Y-%m-%d %H:%M} UTC"
+        return f"{first}: qntx-es projections verify {row.domain} tells all, rebuild mends it"
     return None

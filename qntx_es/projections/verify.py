@@ -26,6 +26,7 @@ from qntx_es.projections.comparison import Comparison, Side, TableProof, compare
 from qntx_es.projections.cursor import Cursor, prove
 from qntx_es.projections.derived import DeriveProof
 from qntx_es.projections.digest import digest
+from qntx_es.projections.drift import forget_drifts
 from qntx_es.projections.fingerprint import fingerprint
 from qntx_es.projections.fresh import Fresh, Report, live_cursors
 from qntx_es.projections.touches import Touches
@@ -104,6 +105,7 @@ def _keep_proof(fresh: Fresh, found: Comparison) -> None:
     """Let it be known that this code makes the rows of that generation."""
     with fresh.database.write() as connection:
         prove(connection, found.lives[0], fingerprint(fresh.domain))
+        forget_drifts(connection, fresh.domain.name)
 
 
 def compare(fresh: Fresh, state: str, *, first: int, across_versions: bool = False) -> Comparison:
