@@ -299,6 +299,10 @@ class CutRefused(QntxError):
     """This domain's slices cannot be cut like that; nothing was changed."""
 
 
+class ScrubRefused(QntxError):
+    """This domain is not scrubbed: say by_entity=True if its entities are independent."""
+
+
 class CursorWouldRegress(QntxError):
     """A cursor only moves forward. To go back, rebuild."""
 

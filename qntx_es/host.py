@@ -49,6 +49,8 @@ from qntx_es.projections.batch import Batches
 from qntx_es.projections.comparison import Comparison
 from qntx_es.projections.cursor import cursors_of
 from qntx_es.projections.cutting import Cutting
+from qntx_es.projections.drift import Drift
+from qntx_es.projections.fingerprint import fingerprint
 from qntx_es.projections.fresh import RebuildProgress, Report, Workers
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.inline import InlineBatches, InlineProjectors
@@ -60,6 +62,7 @@ from qntx_es.projections.outdated import Outdated
 from qntx_es.projections.own_rows import row_map
 from qntx_es.projections.projector import Projector
 from qntx_es.projections.rebuild import Rebuild, Rebuilt
+from qntx_es.projections.scrub import Scrub, Scrubbed, Scrubber
 from qntx_es.projections.slices import Slices
 from qntx_es.projections.status import ProjectorStatus, statuses
 from qntx_es.projections.supervisor import Supervisor
@@ -328,9 +331,10 @@ class Host:
     ) -> Verified:
         """Fold the log again in the dark, and compare with a domain's live rows.
 
-        Nothing is changed, and everything goes on meanwhile. Of each table the `first` rows that
-        differ are told, with the attestation that wrote each last. The certificate is attested as
-        that of a rebuild. Raises `UnknownDomain`, and what `verify` raises.
+        No row is changed, and everything goes on meanwhile; where all is the same, the model is
+        proved. Of each table the `first` rows that differ are told, with the attestation that wrote
+        each last. The certificate is attested as that of a rebuild. Raises `UnknownDomain`, and
+        what `verify` raises.
         """
         domain = self.domain(name)
         self.get_ready()
@@ -343,6 +347,20 @@ class Host:
             first=first,
             progress=progress,
         )
+
+    def scrub(
+        self, name: str, *, entities: Iterable[str] | None = None, count: int = 1
+    ) -> list[Drift]:
+        """Fold entities of a domain again, by name or `count` at random, and say what drifted.
+
+        A running host does so all the time (`scrub_entities_per_minute`). Raises `UnknownDomain`,
+        `ScrubRefused` unless the domain is `by_entity`, and what `Scrub.scrub` raises.
+        """
+        domain = self.domain(name)
+        self.get_ready()
+        scrub = self._scrubs.get(name) or Scrub(self.database, self._sequencer, domain)
+        wanted = (scrub.some() for _ in range(count)) if entities is None else entities
+        return [drift for one in wanted if one is not None for drift in scrub.scrub(one)]
 
     def look_back(
         self,
@@ -470,6 +488,8 @@ class Host:
         """Run projectors, jobs and schedules in threads until the block ends, then drain."""
         self.get_ready()
         self._make_indexes()
+        for domain in self.domains.values():
+            fingerprint(domain)  # before somebody edits the files it was read from
         self._stopping.clear()
         supervisor = Supervisor(self._projectors.values(), self._stopping, self._moved)
         worker, ticker = self._worker(), self._ticker()
@@ -477,6 +497,7 @@ class Host:
             threading.Thread(target=worker.run, args=(self.settings.job_threads,), name="worker"),
             threading.Thread(target=self._tick, args=(ticker,), name="ticker"),
             threading.Thread(target=self._outdated().run, args=(self._wake,), name="outdated"),
+            threading.Thread(target=self._scrubber().run, name="scrubber"),
         ]
         listener = Listener(self.database, self._wake, self._stopping)
         self._supervisor, self._running_worker = supervisor, worker
@@ -603,6 +624,11 @@ class Host:
             with self.database.read() as connection:
                 found = found_in(connection)
         return catalogue(list(self.domains.values()), found)
+
+    @property
+    def scrubbed(self) -> dict[str, Scrubbed]:
+        """How many entities this host has scrubbed of each domain, and how many had drifted."""
+        return {name: one.counted for name, one in self._scrubs.items()}
 
     @cached_property
     def contexts(self) -> dict[str, list[Domain]]:
@@ -755,6 +781,18 @@ class Host:
             self._rebuild(name, (), None, report).run()
 
         return Outdated(self.database, self.domains.values(), rebuild, self._stopping)
+
+    @cached_property
+    def _scrubs(self) -> dict[str, Scrub]:
+        return {
+            name: Scrub(self.database, self._sequencer, domain)
+            for name, domain in self.domains.items()
+            if domain.by_entity
+        }
+
+    def _scrubber(self) -> Scrubber:
+        rate = self.settings.scrub_entities_per_minute
+        return Scrubber(self._projectors.values(), self._scrubs, rate, self._stopping)
 
     def _worker(self) -> Worker:
         return Worker(self.log, self.domains.values(), self._services, self._stopping)

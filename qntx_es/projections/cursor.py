@@ -12,7 +12,7 @@ of slices. What holds of the domain (its version, generation, tables, a pause) i
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -56,7 +56,8 @@ class Cursor:
 
     The rows are those of a `generation` (one life of the tables) built by a `version` of the
     domain. Derive handlers speak of what lies behind `derives_from`. Where `slices` are not all,
-    others of the domain's cursors speak of the other entities.
+    others of the domain's cursors speak of the other entities. `fingerprint` is of the code that
+    made the rows, or found by a verify that it makes the same.
     """
 
     domain: str
@@ -68,6 +69,8 @@ class Cursor:
     tables: tuple[str, ...]
     pause: Pause | None = None
     slices: Slices = ALL
+    # A proof moves nothing: whoever projects goes on, and writes back no older one.
+    fingerprint: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,7 @@ def _cursor_of(row: Any) -> Cursor:  # noqa: ANN401 - a row of the cursors
         tables=tuple(json.loads(row.tables)),
         pause=pause_of(row),
         slices=Slices(row.first_slice, row.last_slice),
+        fingerprint=row.fingerprint,
     )
 
 
@@ -163,7 +167,7 @@ def pause_of(row: Any) -> Pause | None:  # noqa: ANN401 - a row of the cursors
 def declare(connection: Connection, cursor: Cursor) -> None:
     """Make the cursor of a domain seen for the first time; leave one that is there as it is."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    made = dialect.insert(cursors).values(_values(cursor))
+    made = dialect.insert(cursors).values(_all_values(cursor))
     connection.execute(made.on_conflict_do_nothing())
 
 
@@ -174,7 +178,7 @@ def recut(connection: Connection, before: Iterable[Cursor], after: Iterable[Curs
         if gone.rowcount != 1:
             raise LeaseLost
     for cursor in after:
-        connection.execute(cursors.insert().values(_values(cursor)))
+        connection.execute(cursors.insert().values(_all_values(cursor)))
 
 
 def advance(cursor: Cursor, to: int, connection: Connection) -> Cursor:
@@ -186,7 +190,14 @@ def advance(cursor: Cursor, to: int, connection: Connection) -> Cursor:
 
 def swap(cursor: Cursor, to: Cursor, connection: Connection) -> Cursor:
     """Hand the cursor to another generation at the same position, under a new token."""
-    return _change(cursor, replace(to, token=cursor.token + 1), connection)
+    proved = {"fingerprint": to.fingerprint}
+    return _change(cursor, replace(to, token=cursor.token + 1), connection, **proved)
+
+
+def prove(connection: Connection, cursor: Cursor, fingerprint: str | None) -> None:
+    """Say which code makes the rows of this generation, of all the domain's ranges."""
+    same = (cursors.c.domain == cursor.domain, cursors.c.generation == cursor.generation)
+    connection.execute(update(cursors).where(*same).values(fingerprint=fingerprint))
 
 
 def fence(cursor: Cursor, connection: Connection, *, pause: Pause | None) -> Cursor:
@@ -203,8 +214,9 @@ def raise_token(connection: Connection, domain: str, slices: Slices) -> None:
     connection.execute(update(cursors).where(*ours).values(token=cursors.c.token + 1))
 
 
-def _change(cursor: Cursor, to: Cursor, connection: Connection) -> Cursor:
-    moved = connection.execute(update(cursors).where(*_is(cursor)).values(_values(to)))
+def _change(cursor: Cursor, to: Cursor, connection: Connection, **beside: str | None) -> Cursor:
+    values = _values(to) | beside
+    moved = connection.execute(update(cursors).where(*_is(cursor)).values(values))
     if moved.rowcount != 1:
         raise LeaseLost
     return to
@@ -218,6 +230,10 @@ def _is(cursor: Cursor) -> tuple[Any, ...]:
         cursors.c.position == cursor.position,
         cursors.c.token == cursor.token,
     )
+
+
+def _all_values(cursor: Cursor) -> dict[str, Any]:
+    return _values(cursor) | {"fingerprint": cursor.fingerprint}
 
 
 def _values(cursor: Cursor) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from qntx_es.projections.comparison import Comparison, TableProof
 from qntx_es.projections.cursor import Cursor, cursors_held, fence, lease_name, swap
 from qntx_es.projections.dependants import refuse_dependants, refuse_planned
 from qntx_es.projections.derived import DeriveProof
+from qntx_es.projections.drift import forget_drifts
 from qntx_es.projections.expectation import expectation, unexpected
 from qntx_es.projections.fresh import Fresh, Report, Workers
 from qntx_es.projections.kept import hand_down
@@ -251,8 +252,9 @@ class Rebuild:
             live = min(lives, key=attrgetter("position"))
             owed = fresh.owed(connection)
             for cursor in lives:
-                swap(cursor, self._swapped(cursor), connection)
+                swap(cursor, self._swapped(cursor, said), connection)
             forget_failure(connection, live.domain)
+            forget_drifts(connection, live.domain)
             fresh.check_ledger(connection)
             keep_waiting(connection, live.domain, self._domain.version, fresh.waiting)
             there = generations.found_tables(connection, live.tables)
@@ -276,12 +278,13 @@ class Rebuild:
         faults.point("rebuild.after_commit")
         return _Swapped(live, live.position, certificate, attested)
 
-    def _swapped(self, live: Cursor) -> Cursor:
+    def _swapped(self, live: Cursor, said: Circumstances) -> Cursor:
         return replace(
             live,
             version=self._domain.version,
             generation=self._fresh.generation,
             tables=tuple(sorted(self._domain.tables)),
+            fingerprint=said.fingerprint,
         )
 
     def _wait_for_old_snapshots(self) -> None:
