@@ -344,6 +344,27 @@ class ProjectorPaused(QntxError):
         )
 
 
+class ProjectorUnowned(QntxError):
+    """No running host holds the lease of this projector: run one that has its domain."""
+
+    def __init__(self, domain: str) -> None:
+        super().__init__(
+            f"no running host projects `{domain}`. Run one that does: `qntx-es run`, host.running()"
+        )
+
+
+class EntityParked(QntxError):
+    """What is said about this entity waits, since a handler failed."""
+
+    def __init__(self, domain: str, *, entity: str, position: int, error: str) -> None:
+        self.entity = entity
+        self.position = position
+        super().__init__(
+            f"`{domain}` has parked `{entity}` at position {position}: {error}. Mend the handler, "
+            f"then: qntx-es projections retry {domain}"
+        )
+
+
 class RebuildLost(QntxError):
     """Another rebuild of this domain began, and this one gave way. Live tables are untouched."""
 
@@ -358,6 +379,10 @@ class SkipRefused(QntxError):
 
 class LedgerChanged(QntxError):
     """A skip was said or withdrawn while tables were rebuilt. Live is untouched: run it again."""
+
+
+class NoWorkers(QntxError):
+    """Ranges cannot be filled by other processes here. Rebuild without workers."""
 
 
 class RebuildRunning(QntxError):

@@ -10,10 +10,12 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
+from multiprocessing import get_context
 from typing import Any, Self, TypeVar, overload
 
 from pydantic import ValidationError
@@ -42,11 +44,12 @@ from qntx_es.errors import (
 from qntx_es.jobs import JobRequested
 from qntx_es.log import Log
 from qntx_es.projections import generations
+from qntx_es.projections.arrival import PATIENCE_SECONDS, arrival
 from qntx_es.projections.batch import Batches
 from qntx_es.projections.comparison import Comparison
 from qntx_es.projections.cursor import cursors_of
 from qntx_es.projections.cutting import Cutting
-from qntx_es.projections.fresh import RebuildProgress, Report
+from qntx_es.projections.fresh import RebuildProgress, Report, Workers
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.inline import InlineBatches, InlineProjectors
 from qntx_es.projections.interventions import Interventions
@@ -210,25 +213,42 @@ class Host:
         return Recorded(found.row, chain.decode_of(found.schema_version))
 
     def wait_for(
-        self, position: int, name: str, timeout: timedelta | float = timedelta(seconds=10)
+        self,
+        position: int,
+        name: str,
+        timeout: timedelta | float = timedelta(seconds=10),
+        *,
+        entity: str | None = None,
     ) -> None:
-        """Return once the domain's rows hold `position`.
+        """Return once the domain's rows hold `position`; with an `entity`, once those of that do.
 
-        Raises `WaitTimeout`, `UnknownDomain`, and `ProjectorPaused` at once.
+        Raises `WaitTimeout` and `UnknownDomain`; at once `ProjectorPaused`, `ProjectorOutdated` and
+        `EntityParked`; and soon `ProjectorStopped`, and `ProjectorUnowned` where no host runs it.
         """
         domain = self.domain(name)
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         deadline = time.monotonic() + seconds
+        stood_at, since = -1, 0.0
         self._wake()
-        while (reached := self._reached(domain.name, position)) < position:
-            left = deadline - time.monotonic()
-            if left <= 0:
+        while True:
+            with self.database.read() as connection:
+                seen = arrival(connection, domain, position, entity)
+            if seen.refused is not None:
+                raise seen.refused
+            if seen.reached >= position:
+                return
+            now = time.monotonic()
+            if seen.stands is None or seen.reached != stood_at:
+                stood_at, since = seen.reached, now
+            elif now - since > PATIENCE_SECONDS:
+                raise seen.stands
+            if now >= deadline:
                 raise WaitTimeout(
-                    f"`{name}` is at {reached} and did not reach {position} in {seconds:g} s: "
-                    f"`qntx-es projections status {name}` says why"
+                    f"`{name}` is at {seen.reached} and did not reach {position} in {seconds:g} s: "
+                    f"{seen.stands or f'`qntx-es projections status {name}` says why'}"
                 )
             with self._moved:
-                self._moved.wait(min(left, LOOK_SECONDS))
+                self._moved.wait(min(deadline - now, LOOK_SECONDS))
 
     # What runs.
 
@@ -256,22 +276,34 @@ class Host:
             if not attempts and not fires:
                 return
 
-    def rebuild(
+    def rebuild(  # noqa: PLR0913 - one keyword a choice
         self,
         name: str,
         *,
         expect: Iterable[str] = (),
         actor: str | None = None,
+        workers: int = 1,
+        executor: Executor | None = None,
         progress: Callable[[RebuildProgress], None] | None = None,
     ) -> Rebuilt:
         """Build a domain's tables anew beside the live ones, compare them, and swap.
 
         Everything goes on meanwhile. `expect` is `["same"]`, or the only columns that may change
         (`["shop_orders.total"]`); by default the rebuilt rows are right, whatever they are. The
-        certificate is attested by `actor`, else by who runs this process. Raises `UnknownDomain`,
-        `InvalidExpectation`, and what `Rebuild.run` raises.
+        certificate is attested by `actor`, else by who runs this process. Of a domain that is
+        `by_entity`, so many `workers` fill ranges side by side: processes of their own, or whatever
+        `executor` has. What a crash has left is gone on with, if the code is the same. Raises
+        `UnknownDomain`, `InvalidExpectation`, `NoWorkers`, and what `Rebuild.run` raises.
         """
-        return self._rebuild(name, expect, actor, progress).run()
+        if workers == 1:
+            return self._rebuild(name, expect, actor, progress).run()
+        with ExitStack() as stack:
+            if executor is None:
+                fresh_ones = get_context("spawn")  # a fork would have our threads' locks
+                pool = ProcessPoolExecutor(workers, mp_context=fresh_ones)
+                executor = stack.enter_context(pool)
+            side_by_side = Workers(workers, executor)
+            return self._rebuild(name, expect, actor, progress, side_by_side).run()
 
     def rehearse(
         self,
@@ -426,7 +458,10 @@ class Host:
         self.domain(name)
         self.get_ready()
         cutting = Cutting(self.database, self._sequencer, self._projectors[name], by or somebody())
-        ranges = cutting.run(into)
+        try:
+            ranges = cutting.run(into)
+        finally:
+            self._projectors[name].look_again()
         self._tell()
         return [str(one) for one in ranges]
 
@@ -699,6 +734,7 @@ class Host:
         expect: Iterable[str],
         actor: str | None,
         progress: Callable[[RebuildProgress], None] | None,
+        workers: Workers | None = None,
     ) -> Rebuild:
         domain = self.domain(name)
         self.get_ready()
@@ -711,6 +747,7 @@ class Host:
             expect=expect,
             progress=progress,
             stopping=self._stopping,
+            workers=workers,
         )
 
     def _outdated(self) -> Outdated:
@@ -754,15 +791,6 @@ class Host:
             self._running_worker.wake.set()
 
     _running_worker: Worker | None = None
-
-    def _reached(self, name: str, position: int) -> int:
-        """Return where a projector is. Raises `ProjectorPaused` if it stands before `position`."""
-        with self.database.read() as connection:
-            found = cursors_of(connection, name)
-        reached = min((one.position for one in found), default=0)
-        if found and found[0].pause is not None and reached < position:
-            raise ProjectorPaused(name, str(found[0].pause))
-        return reached
 
 
 def _catch_up(projector: Projector) -> ProjectorStopped | ProjectorOutdated | None:

@@ -179,11 +179,23 @@ rebuilds = Table(
     Column("holder", Words, nullable=False),
     Column("generation", Integer, nullable=False),
     Column("version", Integer, nullable=False),
+    Column("fingerprint", Words),
     Column("state", Words, nullable=False),
-    Column("position", BigInteger, nullable=False),
     Column("target", BigInteger, nullable=False),
     Column("started_at", BigInteger, nullable=False),
     Column("looked_at", BigInteger, nullable=False),
+)
+
+# How far the fresh tables of a rebuild are, by range, and what has to be known to go on from there.
+fills = Table(
+    "qntx_fills",
+    metadata,
+    Column("domain", Words, primary_key=True),
+    Column("first_slice", SmallInteger, primary_key=True, autoincrement=False),
+    Column("last_slice", SmallInteger, nullable=False),
+    Column("holder", Words, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("kept", Words),
 )
 
 # How far a recorder of an eventsourcing application has followed another application.

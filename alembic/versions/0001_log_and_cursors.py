@@ -642,11 +642,20 @@ def create_projectors() -> None:
         sa.Column("holder", WORDS, nullable=False),
         sa.Column("generation", sa.Integer, nullable=False),
         sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("fingerprint", WORDS),
         sa.Column("state", WORDS, nullable=False),
-        sa.Column("position", sa.BigInteger, nullable=False),
         sa.Column("target", sa.BigInteger, nullable=False),
         sa.Column("started_at", sa.BigInteger, nullable=False),
         sa.Column("looked_at", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "qntx_fills",
+        sa.Column("domain", WORDS, primary_key=True),
+        sa.Column("first_slice", sa.SmallInteger, primary_key=True, autoincrement=False),
+        sa.Column("last_slice", sa.SmallInteger, nullable=False),
+        sa.Column("holder", WORDS, nullable=False),
+        sa.Column("position", sa.BigInteger, nullable=False),
+        sa.Column("kept", WORDS),
     )
 
 

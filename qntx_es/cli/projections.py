@@ -127,6 +127,15 @@ def rebuild(  # noqa: PLR0913 - one parameter an option
         int | None,
         typer.Option("--from", metavar="POSITION", min=1, help="Of which past, up to where it is."),
     ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=64,
+            metavar="N",
+            help="How many processes fill it, where entities are apart.",
+        ),
+    ] = 1,
     actor: verify.As = None,
 ) -> None:
     """Build read models anew, compare, and swap.
@@ -163,7 +172,13 @@ def rebuild(  # noqa: PLR0913 - one parameter an option
             name: _rehearse(host, name, session.out, expect or ())
             if dry_run
             else _rebuild(
-                host, name, session.out, expect=expect or (), actor=actor, certificate=certificate
+                host,
+                name,
+                session.out,
+                expect=expect or (),
+                actor=actor,
+                certificate=certificate,
+                workers=workers,
             )
             for name in wanted
         }
@@ -183,10 +198,11 @@ def _rebuild(  # noqa: PLR0913 - one parameter an option
     expect: Sequence[str],
     actor: str | None,
     certificate: Path | None,
+    workers: int,
 ) -> tuple[dict[str, object], int]:
     """Rebuild one of several, and return its report and exit code: a fault stays where it is."""
     try:
-        found = proof.rebuild(host, name, expect=expect, actor=actor)
+        found = proof.rebuild(host, name, expect=expect, actor=actor, workers=workers)
     except InvalidExpectation:
         raise
     except QntxError as error:

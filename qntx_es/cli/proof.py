@@ -31,7 +31,12 @@ class Proof:
 
 
 def rebuild(
-    host: Host, name: str, *, expect: Sequence[str] = (), actor: str | None = None
+    host: Host,
+    name: str,
+    *,
+    expect: Sequence[str] = (),
+    actor: str | None = None,
+    workers: int = 1,
 ) -> Proof:
     """Rebuild a domain's tables, showing how far it is. Raises as `Host.rebuild` does."""
     before = {status.name: status for status in host.statuses()}
@@ -41,6 +46,7 @@ def rebuild(
             name,
             expect=expect,
             actor=actor,
+            workers=workers,
             progress=lambda at: report(name, at.done, at.total, at.state),
         )
     return Proof(rebuilt, before[name].version if name in before else rebuilt.version)

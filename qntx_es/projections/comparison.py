@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, Table, select
 
+from qntx_es.projections.cursor import Cursor
 from qntx_es.projections.derived import DeriveProof
 from qntx_es.projections.digest import IN_PIECES, Digest, as_stored, digest
 from qntx_es.projections.shape import Key, Values
@@ -68,13 +69,15 @@ class TableProof:
 class Comparison:
     """Live rows and derived attestations, and the fold of the log, all exactly at `position`.
 
-    `version` is that of the live tables.
+    `version` is that of the live tables. Where they are cut, `position` is that of the range that
+    is furthest behind, and each was compared where its own cursor in `lives` stands.
     """
 
     position: int
     version: int
     tables: tuple[TableProof, ...]
     derived: tuple[DeriveProof, ...] = ()
+    lives: tuple[Cursor, ...] = ()
 
     @property
     def is_same(self) -> bool:

@@ -8,7 +8,7 @@ the first one that was not yielded tells whether the log has more.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection
@@ -131,6 +131,28 @@ class Derivations:
         self._kept.counts += self._latest.counts
         self._kept.differences += self._latest.differences
         self._latest = _Found()
+
+    def spelt(self) -> dict[str, object]:
+        """Return all that was found, the latest batch too, as JSON to restore it from."""
+        found = (self._kept, self._latest)
+        counts = self._kept.counts + self._latest.counts
+        return {
+            "counts": [[*key, number] for key, number in counts.items()],
+            "first": [[name, *astuple(one)] for some in found for name, one in some.differences],
+        }
+
+    def restore(self, spelt: Mapping[str, Any]) -> None:
+        """Know again what was found before."""
+        self._kept.counts = Counter({(name, v): number for name, v, number in spelt["counts"]})
+        self._kept.differences = [
+            (name, DerivationDifference(*one)) for name, *one in spelt["first"]
+        ]
+
+    def join(self, other: "Derivations") -> None:
+        """Count what was found elsewhere."""
+        kept = other._kept  # noqa: SLF001 - its own kind
+        self._kept.counts += kept.counts
+        self._kept.differences += kept.differences
 
     def proofs(self) -> tuple[DeriveProof, ...]:
         """Return what was found so far, by handler."""

@@ -2,8 +2,9 @@
 
 Whoever needs the fold of the log beside the live rows fills them: a rebuild swaps them in, a verify
 compares and drops them, time travel hands them over under names of their own. One at a time for
-each domain: a row of `qntx_rebuilds` names the holder, and every batch looks whether it still does.
-However it ends they are dropped, and after a crash by whoever comes next.
+each domain: a row of `qntx_rebuilds` names the holder. They are filled by ranges of slices, which
+are those live is cut into, or finer. However it ends they are dropped; after a crash whoever comes
+next drops them, or, where they are to be swapped in and the code is the same, goes on with them.
 
 The ledger is read first: an entity is parked where this version parked it, and worked off where it
 was retried; what was skipped is left out. So the rows are those of live, whatever that went
@@ -14,6 +15,7 @@ who waited, and a rebuild says it with the swap.
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from threading import Event, Thread
@@ -21,11 +23,11 @@ from time import monotonic
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, Table, delete, insert, select, update
+from sqlalchemy import Connection, Table, delete, insert, inspect, select, update
 from sqlalchemy.exc import DBAPIError
 
 from qntx_es import faults
-from qntx_es.attestation import Attestation, RecordedRow
+from qntx_es.attestation import Attestation
 from qntx_es.config import somebody
 from qntx_es.database import Database
 from qntx_es.domain import Domain
@@ -37,29 +39,26 @@ from qntx_es.errors import (
     RebuildRunning,
 )
 from qntx_es.projections import generations
-from qntx_es.projections.batch import READ_MAX, Portions, project, worked_off
 from qntx_es.projections.cursor import Cursor, cursors_of
 from qntx_es.projections.derived import Derivations
-from qntx_es.projections.folding import Folding, FoldRefused
-from qntx_es.projections.handlers import Handlers
-from qntx_es.projections.ledger import (
-    ParkedEntity,
-    Standing,
-    Stretch,
-    read_ledger,
-    read_waiting,
+from qntx_es.projections.filling import (
+    Filling,
+    Ground,
+    is_owed,
+    keep_fillings,
+    read_fillings,
+    read_owed,
 )
-from qntx_es.projections.recovery import HandlerFailed
-from qntx_es.projections.rows import RowMap
-from qntx_es.projections.shape import Shape
-from qntx_es.projections.starts import Since, to_compare
+from qntx_es.projections.fingerprint import fingerprint
+from qntx_es.projections.ledger import ParkedEntity, read_ledger
+from qntx_es.projections.parallel import fill_in_parallel
+from qntx_es.projections.slices import ALL, Slices, refined
+from qntx_es.projections.starts import Since
 from qntx_es.projections.status import REBUILD_MICROSECONDS
-from qntx_es.projections.touches import Touches, WatchedRows
+from qntx_es.projections.touches import Touches
 from qntx_es.sequencer import Sequencer
-from qntx_es.tables import rebuilds
+from qntx_es.tables import fills, rebuilds
 
-# A writer holds others up: what a batch takes on SQLite, everybody waits.
-BATCH_SECONDS = 0.5
 BEAT_SECONDS = 10.0
 
 
@@ -87,20 +86,20 @@ Report = Callable[[RebuildProgress], None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Filled:
-    """What one batch did: how far it came, how things stand there, and what it owed of a source."""
+class Workers:
+    """Who fills ranges side by side: so many at once, on an executor."""
 
-    position: int
-    standing: Standing
-    owed: tuple[tuple[RecordedRow, Attestation], ...] = ()
+    number: int
+    executor: Executor
 
 
 class Fresh:
     """The fresh tables of one domain, by the names they have when they are live.
 
-    They exist within `standing()`, and hold the fold of the log up to `position`. What derive
-    handlers say meanwhile is compared with the log, in `derivations`; or they are left out. Or some
-    are to speak: of what those in `says` say behind their positions, the log gets what it lacks.
+    They exist within `standing()`, and hold the fold of the log up to `position`; where live is
+    cut, each range up to a position of its own. What derive handlers say meanwhile is compared with
+    the log, in `derivations`; or they are left out. Or some are to speak: of what those in `says`
+    say, the log gets what it lacks. Tables that go on (`resumes`) may be what a crash has left.
     """
 
     def __init__(  # noqa: PLR0913 - one keyword a way to fill them
@@ -112,31 +111,41 @@ class Fresh:
         *,
         derives: bool = True,
         says: Mapping[str, Since] | None = None,
+        resumes: bool = False,
+        workers: Workers | None = None,
     ) -> None:
         self.database = database
         self.domain = domain
-        self._sequencer = sequencer
-        self.position = 0
         self.generation = 0
         self.tables: dict[str, Table] = {}
-        self.derivations = Derivations(domain)
-        self._handlers = Handlers(domain)
-        self._stands = Standing(domain.name, self._handlers.contexts)
-        self._owed: Mapping[str, ParkedEntity] = {}
-        self._said: list[tuple[RecordedRow, Attestation]] = []
+        self._sequencer = sequencer
         self._report = progress or (lambda _: None)
         self._holder = f"{somebody()}:{os.getpid()}:{uuid4()}"
         self._started = monotonic()
-        self._size = READ_MAX
         self._derives = derives
         self._says = says
-        self._touches: Touches | None = None
-        self._rows, self._portions = self._row_map(), self._portions_of_these()
+        self._resumes = resumes
+        self._workers = workers
+        self._state = ""
+        self._fillings: list[Filling] = []
 
     @property
     def seconds(self) -> float:
         """How long it has taken so far."""
         return monotonic() - self._started
+
+    @property
+    def position(self) -> int:
+        """Up to where all of them hold the fold of the log."""
+        return min((one.position for one in self._fillings), default=0)
+
+    @property
+    def derivations(self) -> Derivations:
+        """What derive handlers said so far."""
+        found = Derivations(self.domain)
+        for one in self._fillings:
+            found.join(one.derivations)
+        return found
 
     @contextmanager
     def standing(self) -> Iterator[None]:
@@ -158,63 +167,83 @@ class Fresh:
             raise
         self._drop()
 
-    def fill(self, state: str, *, to: int | None = None) -> int:
-        """Fill up to a position, or to the live cursor, wherever that is by then."""
+    def fill(self, state: str, *, to: Sequence[Cursor] | int | None = None) -> None:
+        """Fill up to a position, or to cursors of live, or to live wherever it is by then."""
         while True:
-            with self.database.read() as connection:
-                target = self.live(connection).position if to is None else to
-            if self.position >= target:
-                return target
-            self._read_ledger()
-            self._fill_cut(state, target)
-            faults.point("rebuild.in_fill")
-            self._rows.cool()
-            self.tell(state, target)
+            targets = self._targets(to)
+            self._refine(targets)
+            least = min(targets.values())
+            self._enter(state, least)
+            behind = [one for one in self._fillings if one.position < self._target(one, targets)]
+            if not behind:
+                return
+            if self._are_filled_by_others(behind, targets, state):
+                continue
+            for filling in behind:
+                filling.read_ledger()
+                filling.fill(self._target(filling, targets))
+                faults.point("rebuild.in_fill")
+                self.tell(state, least)
 
-    def fill_watched(self, touches: Touches, to: int) -> None:
+    def fill_watched(self, touches: Touches, to: Sequence[Cursor]) -> None:
         """Fill tables made anew, and let `touches` hear what writes the rows it is about."""
         with self.database.write() as connection:
-            self.mark(connection, "watching", 0, to)
+            self._mark(connection)
             generations.drop_fresh(connection, self.tables)
             self.tables = generations.create_fresh(connection, self.domain, self.generation)
-        self._touches = touches
-        self._rows, self._portions = self._row_map(), self._portions_of_these()
-        self.position, self._stands = 0, replace(self._stands, waiting={})
+            ground = replace(self._ground(), touches=touches)
+            self._fillings = [one.begin_anew(ground) for one in self._fillings]
+            keep_fillings(connection, self._fillings)
+        self._workers = None
         self.fill("watching", to=to)
 
-    def mark(self, connection: Connection, state: str, position: int, target: int) -> None:
-        """Say how far it is, or raise `RebuildLost`."""
-        now = self.database.now(connection)
-        said = {"state": state, "position": position, "target": target, "looked_at": now}
-        ours = connection.execute(update(rebuilds).where(*self._row()).values(said))
-        if ours.rowcount != 1:
-            raise RebuildLost
+    def make_indexes(self) -> None:
+        """Make the secondary indexes, once the tables are filled."""
+        with self.database.write() as connection:
+            self._mark(connection)
+            generations.create_indexes(connection, self.domain, self.generation)
+
+    def stands_at(self, lives: Iterable[Cursor]) -> bool:
+        """Tell whether every range stands exactly where live does."""
+        targets = {one.slices: one.position for one in lives}
+        return all(
+            any(one.slices.within(slices) for slices in targets)
+            and one.position == self._target(one, targets)
+            for one in self._fillings
+        )
 
     def hand_over(self, connection: Connection) -> None:
         """Let go of the tables, with the transaction that renames them. Raises `RebuildLost`."""
         if connection.execute(delete(rebuilds).where(*self._row())).rowcount != 1:
             raise RebuildLost
+        connection.execute(delete(fills).where(fills.c.domain == self.domain.name))
 
     @property
     def waiting(self) -> Iterable[ParkedEntity]:
         """Who waits at the position that the tables have reached."""
-        return self._stands.waiting.values()
+        return {
+            name: parked
+            for one in self._fillings
+            for name, parked in one.stands.waiting.items()
+            if one.slices.holds(name)
+        }.values()
 
-    def owed_by(self, live: Cursor, connection: Connection) -> list[Attestation]:
+    def owed(self, connection: Connection) -> list[Attestation]:
         """Return what live never derived for those who wait there, and now never will."""
-        owed = self._read_owed(live, connection)
-        return [said for row, said in self._said if _is_owed(row, owed)]
+        owed = read_owed(connection, self.domain)
+        return [said for one in self._fillings for row, said in one.said if is_owed(row, owed)]
 
     def check_ledger(self, connection: Connection) -> None:
         """Raise `LedgerChanged` where a skip was said, or withdrawn, of what is filled already."""
         ledger = read_ledger(connection, self.domain.name, self.domain.version)
-        changed = ledger.left_out ^ self._stands.ledger.left_out
-        if any(position <= self.position for position in changed):
-            raise LedgerChanged
+        for one in self._fillings:
+            changed = ledger.left_out ^ one.stands.ledger.left_out
+            if any(position <= one.position for position in changed):
+                raise LedgerChanged
 
-    def live(self, connection: Connection) -> Cursor:
-        """Return the cursor of the live tables."""
-        return live_cursor(connection, self.domain)
+    def lives(self, connection: Connection) -> list[Cursor]:
+        """Return the cursors of the live tables."""
+        return live_cursors(connection, self.domain)
 
     def tell(self, state: str, target: int) -> None:
         """Tell whoever asked how far it is."""
@@ -225,12 +254,14 @@ class Fresh:
         with self.database.write() as connection:
             generations.lock_schema(connection)
             now = self.database.now(connection)
-            live = self.live(connection)
+            (live, *_) = self.lives(connection)
             before = connection.execute(
                 select(rebuilds).where(rebuilds.c.domain == name)
             ).one_or_none()
             if before is not None and _is_alive(before, now):
                 raise RebuildRunning(name, before.holder)
+            if self._goes_on(connection, before, live):
+                return
             number = 0 if before is None else before.generation
             self.generation = max(live.generation, number) + 1
             generations.drop_stale(connection, name)
@@ -241,126 +272,117 @@ class Fresh:
                     holder=self._holder,
                     generation=self.generation,
                     version=self.domain.version,
+                    fingerprint=fingerprint(self.domain) if self._resumes else None,
                     state="planned",
-                    position=0,
                     target=live.position,
                     started_at=now,
                     looked_at=now,
                 )
             )
             self.tables = generations.create_fresh(connection, self.domain, self.generation)
-        self._rows, self._portions = self._row_map(), self._portions_of_these()
+            self._fillings = [Filling(self._ground())]
+            keep_fillings(connection, self._fillings)
 
-    def _row_map(self) -> RowMap:
-        """Return a map that knows nothing yet of the fresh tables."""
-        shapes = [Shape(self.domain.tables[name]) for name in self.tables]
-        if self._touches is None:
-            return RowMap(shapes, self._fresh_of)
-        return WatchedRows(shapes, self._fresh_of, self._touches)
+    def _goes_on(self, connection: Connection, before: Any, live: Cursor) -> bool:  # noqa: ANN401 - a row of `qntx_rebuilds`
+        """Take over what a crash has left, where it is what this would come to as well."""
+        if not self._resumes or before is None or before.fingerprint is None:
+            return False
+        is_same_code = before.fingerprint == fingerprint(self.domain)
+        if not is_same_code or before.generation <= live.generation:
+            return False
+        tables = generations.fresh_tables(connection, self.domain, before.generation)
+        there = set(inspect(connection).get_table_names())
+        if any(table.name not in there for table in tables.values()):
+            return False
+        theirs = rebuilds.c.domain == before.domain, rebuilds.c.holder == before.holder
+        ours = {"holder": self._holder, "looked_at": self.database.now(connection)}
+        connection.execute(update(rebuilds).where(*theirs).values(ours))
+        connection.execute(
+            update(fills).where(fills.c.domain == before.domain).values(holder=self._holder)
+        )
+        self.generation, self.tables = before.generation, tables
+        self._fillings = read_fillings(connection, self._ground())
+        return bool(self._fillings)
 
-    def _portions_of_these(self) -> Portions:
-        """Return the portions for the fresh tables; who listens for touches folds in Python."""
-        is_unfolded = self._touches is not None or not self.tables
-        domain = Domain(self.domain.name) if is_unfolded else self.domain
-        folding = Folding(domain, self._fresh_of, is_sqlite=self.database.is_sqlite)
-        return Portions(self._handlers, folding)
+    def _ground(self) -> Ground:
+        return Ground(
+            database=self.database,
+            sequencer=self._sequencer,
+            domain=self.domain,
+            holder=self._holder,
+            generation=self.generation,
+            tables=self.tables,
+            derives=self._derives,
+            says=self._says,
+        )
 
-    def _fresh_of(self, table: Table) -> Table:
-        return self.tables[table.name]
+    def _targets(self, to: Sequence[Cursor] | int | None) -> dict[Slices, int]:
+        if isinstance(to, int):
+            return {ALL: to}
+        if to is None:
+            with self.database.read() as connection:
+                to = self.lives(connection)
+        return {one.slices: one.position for one in to}
 
-    def _fill_cut(self, state: str, target: int) -> None:
-        """Fill one batch; what fails in bulk may be right one at a time, as it is live."""
-        began = monotonic()
-        try:
-            with self.database.write() as connection:
-                filled = self._fill_batch(connection, state, target)
-        except FoldRefused:
+    @staticmethod
+    def _target(filling: Filling, targets: Mapping[Slices, int]) -> int:
+        return next(to for slices, to in targets.items() if filling.slices.within(slices))
+
+    def _refine(self, targets: Iterable[Slices]) -> None:
+        """Cut what is filled so that each range has one target, and each worker some ranges."""
+        wanted = list(targets)
+        if self._workers is not None and self.domain.by_entity:
+            wanted = list(refined(wanted, ALL.cut(self._workers.number)))
+        pieces = refined(wanted, [one.slices for one in self._fillings])
+        if len(pieces) == len(self._fillings):
             return
-        except HandlerFailed:
-            self._rows.forget()
-            if self._size == 1:
-                raise
-            self._size = 1
-            return
-        except BaseException:
-            self._rows.forget()
-            raise
-        self.derivations.keep()
-        self.position, self._stands = filled.position, filled.standing
-        self._said += filled.owed
-        if monotonic() - began < BATCH_SECONDS:
-            self._size = min(self._portions.size_max, self._size * 2)
+        self._fillings = [
+            part
+            for one in self._fillings
+            for part in one.split([piece for piece in pieces if piece.within(one.slices)])
+        ]
+        with self.database.write() as connection:
+            self._mark(connection)
+            keep_fillings(connection, self._fillings)
 
-    def _fill_batch(self, connection: Connection, state: str, target: int) -> _Filled:
-        self._rows.connect = lambda _: connection
-        self.mark(connection, state, self.position, target)
-        portion = self._portions.after(self.position, target, self._size, connection, self._stands)
-        if portion.is_folded:
-            self._rows.forget()  # what is known of rows is of the past then
-            self._portions.folding.run(connection, self.position, portion.until)
-            self.mark(connection, state, portion.until, target)
-            return _Filled(portion.until, self._stands)
-        stretch, is_owed = self._stretch(portion.rows, portion.until)
-        said = self._project(connection, stretch, is_owed=is_owed)
-        self.mark(connection, state, stretch.ceiling, target)
-        standing = self._stands
-        if stretch.change is not None:
-            standing = standing.after(stretch.change)
-        owed = tuple((stretch.rows[0], one) for one in said) if is_owed else ()
-        return _Filled(stretch.ceiling, standing, owed)
-
-    def _stretch(self, batch: Sequence[RecordedRow], ceiling: int) -> tuple[Stretch, bool]:
-        """Return what comes first, and whether it is one source whose outputs are owed."""
-        stretch = self._stands.stretch(batch, ceiling)
-        first = next((n for n, row in enumerate(stretch.rows) if _is_owed(row, self._owed)), None)
-        if first is None or self._touches is not None:
-            return stretch, False
-        if first:
-            return Stretch(stretch.rows[first][0] - 1, stretch.rows[:first]), False
-        return Stretch(stretch.rows[0][0], stretch.rows[:1]), True
-
-    def _project(
-        self, connection: Connection, stretch: Stretch, *, is_owed: bool
-    ) -> list[Attestation]:
-        """Write the rows of a stretch, and return what is derived of it."""
-        if self._touches is not None:
-            self._project_watched(stretch, self._touches)
-            return []
-        since = self.derivations.derives_from if self._derives or is_owed else None
-        sources = stretch.rows
-        if stretch.change is not None:
-            sources = worked_off(connection, self._stands, stretch.change)
-        said = project(self._handlers, self._rows, self._stands, stretch, derives_from=since)
-        if self._derives and not is_owed:
-            self.derivations.compare(connection, sources, said)
-        if self._says is not None:
-            self._sequencer.drop(connection, self.derivations.missing)
-        return said
-
-    def _project_watched(self, stretch: Stretch, touches: Touches) -> None:
-        if stretch.change is not None:
-            touches.in_hand = stretch.change.row
-            project(self._handlers, self._rows, self._stands, stretch, derives_from=None)
-        for row in stretch.rows:
-            touches.in_hand = row
-            alone = Stretch(row[0], [row])
-            project(self._handlers, self._rows, self._stands, alone, derives_from=None)
-
-    def _read_ledger(self) -> None:
-        """Know all that was decided by the batches that brought live to where it is."""
-        self._sequencer.run_pass()
+    def _are_filled_by_others(
+        self, behind: Sequence[Filling], targets: Mapping[Slices, int], state: str
+    ) -> bool:
+        """Let workers fill what is far behind; False where it is quicker done here."""
+        if self._workers is None or not self.domain.by_entity or len(behind) == 1:
+            return False
+        wanted = [(one, self._target(one, targets)) for one in behind]
+        fill_in_parallel(wanted, self._workers.executor, lambda: self._look(state, targets))
         with self.database.read() as connection:
-            ledger = read_ledger(connection, self.domain.name, self.domain.version)
-            live = self.live(connection)
-            self._owed = self._read_owed(live, connection)
-            since = to_compare(connection, self.domain)
-        self.derivations.since = since if self._says is None else self._says
-        self._stands = replace(self._stands, ledger=ledger)
+            found = read_fillings(connection, self._ground())
+        if not found:
+            raise RebuildLost
+        self._fillings = found
+        self._workers = None  # what is left is little
+        return True
 
-    def _read_owed(self, live: Cursor, connection: Connection) -> Mapping[str, ParkedEntity]:
-        if live.version == self.domain.version:
-            return {}
-        return read_waiting(connection, live.domain, live.version)
+    def _look(self, state: str, targets: Mapping[Slices, int]) -> None:
+        """Tell how far the workers are."""
+        with self.database.read() as connection:
+            asked = select(fills.c.position).where(fills.c.domain == self.domain.name)
+            position = min(connection.execute(asked).scalars(), default=0)
+        least = min(targets.values())
+        self._report(RebuildProgress(state, position, least, self.seconds))
+
+    def _enter(self, state: str, target: int) -> None:
+        """Say what is done now."""
+        if state == self._state:
+            return
+        with self.database.write() as connection:
+            self._mark(connection, state=state, target=target)
+        self._state = state
+
+    def _mark(self, connection: Connection, **said: object) -> None:
+        """Say that it is at work, or raise `RebuildLost`."""
+        said["looked_at"] = self.database.now(connection)
+        ours = connection.execute(update(rebuilds).where(*self._row()).values(said))
+        if ours.rowcount != 1:
+            raise RebuildLost
 
     @contextmanager
     def _heard_of(self) -> Iterator[None]:
@@ -377,12 +399,12 @@ class Fresh:
     def _beat(self, ended: Event) -> None:
         while not ended.wait(BEAT_SECONDS):
             with suppress(QntxError, DBAPIError), self.database.write() as connection:
-                now = self.database.now(connection)
-                connection.execute(update(rebuilds).where(*self._row()).values(looked_at=now))
+                self._mark(connection)
 
     def _drop(self) -> None:
         with self.database.write() as connection:
             if connection.execute(delete(rebuilds).where(*self._row())).rowcount:
+                connection.execute(delete(fills).where(fills.c.domain == self.domain.name))
                 generations.drop_fresh(connection, self.tables)
 
     def _is_ours(self) -> bool:
@@ -393,20 +415,14 @@ class Fresh:
         return rebuilds.c.domain == self.domain.name, rebuilds.c.holder == self._holder
 
 
-def _is_owed(row: RecordedRow, owed: Mapping[str, ParkedEntity]) -> bool:
-    """Tell whether an attestation waits, so that nothing was derived from it."""
-    waits = owed.get(row[4])
-    return waits is not None and row[0] >= waits.position
-
-
-def live_cursor(connection: Connection, domain: Domain) -> Cursor:
-    """Return the cursor of a domain's live tables. Raises `ProjectorOutdated` where it has none."""
-    live = next(iter(cursors_of(connection, domain.name)), None)
-    if live is None:
+def live_cursors(connection: Connection, domain: Domain) -> list[Cursor]:
+    """Return the cursors of a domain's live tables. Raises `ProjectorOutdated` without any."""
+    found = cursors_of(connection, domain.name)
+    if not found:
         raise ProjectorOutdated(
             f"domain `{domain.name}` has no tables yet: run `qntx-es db upgrade`"
         )
-    return live
+    return found
 
 
 def _is_alive(

@@ -67,6 +67,10 @@ class Projector:
         """Tell whether this host moves any of it."""
         return any(one.is_holding for one in self._runners.values())
 
+    def look_again(self) -> None:
+        """Look which ranges there are, before anything is done with one."""
+        self._is_known = not self.domain.by_entity
+
     def lease_from(self, leases: Leases | None) -> None:
         """Move only what is held from here on; None means whenever nobody else holds it."""
         if self.domain.inline:

@@ -17,6 +17,7 @@ import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from threading import Event
 from time import monotonic
 
@@ -40,7 +41,7 @@ from qntx_es.projections.comparison import Comparison, TableProof
 from qntx_es.projections.cursor import Cursor, cursors_held, fence, lease_name, swap
 from qntx_es.projections.derived import DeriveProof
 from qntx_es.projections.expectation import expectation, unexpected
-from qntx_es.projections.fresh import Fresh, Report
+from qntx_es.projections.fresh import Fresh, Report, Workers
 from qntx_es.projections.lease import give_back, holder_name, take_lease
 from qntx_es.projections.ledger import keep_waiting
 from qntx_es.projections.recovery import forget_failure
@@ -111,6 +112,7 @@ class Rebuild:
         expect: Iterable[str] = (),
         progress: Report | None = None,
         stopping: Event | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self._database = database
         self._sequencer = sequencer
@@ -120,7 +122,7 @@ class Rebuild:
         self._expected = expectation(domain, expect)
         self._stopping = stopping or Event()
         self._holder = f"rebuild:{holder_name()}"
-        self._fresh = Fresh(database, sequencer, domain, progress)
+        self._fresh = Fresh(database, sequencer, domain, progress, resumes=True, workers=workers)
 
     def run(self) -> Rebuilt:
         """Rebuild and swap.
@@ -168,9 +170,7 @@ class Rebuild:
         fresh = self._fresh
         fresh.fill("filling")
         faults.point("rebuild.after_fill")
-        with self._database.write() as connection:
-            fresh.mark(connection, "filling", fresh.position, fresh.position)
-            generations.create_indexes(connection, self._domain, fresh.generation)
+        fresh.make_indexes()
         found = compare(fresh, "compared", first=FIRST, across_versions=across_versions)
         if refused := unexpected(found, self._expected):
             told = with_touches(fresh, found)
@@ -239,20 +239,16 @@ class Rebuild:
         with self._database.write() as connection:
             # A batch locks its cursor and then its rows; in another order we would deadlock.
             generations.bound_waiting(connection)
-            live = fresh.live(connection)
-            if fresh.position != live.position:
+            lives = fresh.lives(connection)
+            if not fresh.stands_at(lives):
                 return None
-            to = replace(
-                live,
-                version=self._domain.version,
-                generation=fresh.generation,
-                tables=tuple(sorted(self._domain.tables)),
-            )
-            swap(live, to, connection)
-            forget_failure(connection, to.domain)
+            live = min(lives, key=attrgetter("position"))
+            owed = fresh.owed(connection)
+            for cursor in lives:
+                swap(cursor, self._swapped(cursor), connection)
+            forget_failure(connection, live.domain)
             fresh.check_ledger(connection)
-            owed = fresh.owed_by(live, connection)
-            keep_waiting(connection, to.domain, to.version, fresh.waiting)
+            keep_waiting(connection, live.domain, self._domain.version, fresh.waiting)
             there = generations.found_tables(connection, live.tables)
             generations.lock_tables(connection, there)
             fresh.hand_over(connection)
@@ -271,6 +267,14 @@ class Rebuild:
             faults.point("rebuild.before_commit")
         faults.point("rebuild.after_commit")
         return _Swapped(live, live.position, certificate, attested)
+
+    def _swapped(self, live: Cursor) -> Cursor:
+        return replace(
+            live,
+            version=self._domain.version,
+            generation=self._fresh.generation,
+            tables=tuple(sorted(self._domain.tables)),
+        )
 
     def _wait_for_old_snapshots(self) -> None:
         """Let every reader end whose snapshot is older than the last fill.

@@ -18,7 +18,7 @@ from qntx_es.attestation import instant
 from qntx_es.domain import Domain
 from qntx_es.projections.cursor import Pause, lease_of_row, pause_of
 from qntx_es.projections.slices import Slices
-from qntx_es.tables import attestations, cursors, failures, leases, parked, rebuilds
+from qntx_es.tables import attestations, cursors, failures, fills, leases, parked, rebuilds
 
 REBUILD_MICROSECONDS = 60_000_000
 # What is done with fresh tables that never become the live ones.
@@ -98,6 +98,11 @@ def statuses(
     # One that has not looked for so long was killed; its tables go with the next.
     looked = rebuilds.c.looked_at > now - REBUILD_MICROSECONDS
     running = and_(rebuilds.c.domain == cursors.c.domain, looked)
+    filled = (
+        select(func.coalesce(func.min(fills.c.position), 0))
+        .where(fills.c.domain == cursors.c.domain)
+        .scalar_subquery()
+    )
     held = and_(leases.c.name == lease_of_row(), leases.c.expires_at > now)
     asked = (
         select(
@@ -115,7 +120,7 @@ def statuses(
             failures.c.position.label("failed"),
             *(failures.c[name] for name in ("handler", "error", "traceback", "failed_at")),
             rebuilds.c.state.label("rebuild"),
-            rebuilds.c.position.label("filled"),
+            filled.label("filled"),
             rebuilds.c.target,
         )
         .outerjoin(failures, stopped)

@@ -7,6 +7,7 @@ tables are filled to P, compared and dropped; nobody waits for it, and live need
 from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from sqlalchemy import Column, Connection, MetaData, Table, inspect
 
@@ -25,7 +26,7 @@ from qntx_es.projections.comparison import Comparison, Side, TableProof, compare
 from qntx_es.projections.cursor import Cursor
 from qntx_es.projections.derived import DeriveProof
 from qntx_es.projections.digest import digest
-from qntx_es.projections.fresh import Fresh, Report, live_cursor
+from qntx_es.projections.fresh import Fresh, Report, live_cursors
 from qntx_es.projections.touches import Touches
 from qntx_es.sequencer import Sequencer
 
@@ -101,8 +102,9 @@ def compare(fresh: Fresh, state: str, *, first: int, across_versions: bool = Fal
     `across_versions`, tables of another version are compared too, whatever columns they have.
     """
     with fresh.database.snapshot() as seen:
-        live = fresh.live(seen)
-        fresh.fill(state, to=live.position)
+        lives = fresh.lives(seen)
+        live = min(lives, key=attrgetter("position"))
+        fresh.fill(state, to=lives)
         is_comparable = across_versions or live.version == fresh.domain.version
         before = _found_tables(seen, fresh.domain, live) if is_comparable else {}
         with fresh.database.snapshot() as connection:
@@ -114,7 +116,13 @@ def compare(fresh: Fresh, state: str, *, first: int, across_versions: bool = Fal
             ]
     proofs += [TableProof(name, None, None) for name in {*live.tables} - {*fresh.tables}]
     proofs.sort(key=lambda proof: proof.table)
-    return Comparison(live.position, live.version, tuple(proofs), fresh.derivations.proofs())
+    return Comparison(
+        position=live.position,
+        version=live.version,
+        tables=tuple(proofs),
+        derived=fresh.derivations.proofs(),
+        lives=tuple(lives),
+    )
 
 
 def with_touches(fresh: Fresh, found: Comparison) -> Comparison:
@@ -123,7 +131,7 @@ def with_touches(fresh: Fresh, found: Comparison) -> Comparison:
     if not rows:
         return found
     touches = Touches((row.table, row.key) for row in rows)
-    fresh.fill_watched(touches, found.position)
+    fresh.fill_watched(touches, found.lives)
     return replace(found, tables=tuple(_touched(proof, touches) for proof in found.tables))
 
 
@@ -134,7 +142,7 @@ def _touched(proof: TableProof, touches: Touches) -> TableProof:
 
 def live_of(connection: Connection, domain: Domain) -> Cursor:
     """Return the cursor of live tables that this code can read. Raises `ProjectorOutdated`."""
-    live = live_cursor(connection, domain)
+    live = live_cursors(connection, domain)[0]
     if live.version != domain.version:
         raise ProjectorOutdated(
             f"the tables of `{domain.name}` are of version {live.version}, and the code is of "

@@ -239,7 +239,8 @@ def test_a_new_handler_looks_back(
     found = json.loads(said.stdout)
     assert (said.returncode, found["said"], found["equal"], found["is_same"]) == (0, 2, 0, True)
     started = host.ax(contexts="qntx.derive_started", actors="ann")
-    assert [one.payload for one in started] == [{"handler": "charge", "position": 2}]
+    (start,) = started
+    assert (start.payload["handler"], start.payload["position"]) == ("charge", 2)
     assert again.returncode == 0
     assert "0 said, 2 were in the log already" in again.stdout
     assert (unknown.returncode, half.returncode, all_.returncode) == (2, 2, 2)

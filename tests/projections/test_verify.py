@@ -356,7 +356,6 @@ def test_whoever_died_is_not_waited_for(host: Host) -> None:
                 generation=7,
                 version=1,
                 state="filling",
-                position=0,
                 target=1,
                 started_at=now,
                 looked_at=now - 61_000_000,
