@@ -20,8 +20,11 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
+    Select,
     Text,
+    Update,
     and_,
+    bindparam,
     case,
     delete,
     func,
@@ -36,6 +39,9 @@ from qntx_es.attestation import instant, microseconds
 from qntx_es.errors import CursorWouldRegress, LeaseLost
 from qntx_es.projections.slices import ALL, Slices
 from qntx_es.tables import attestations, cursors, leases
+
+# What a cursor must still be for whoever moves it.
+COMPARED = ("domain", "first_slice", "last_slice", "position", "token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,20 +106,14 @@ def lease_name(domain: str, slices: Slices = ALL) -> str:
 
 def look(connection: Connection, domain: str, now: int, slices: Slices = ALL) -> Look:
     """Read the head, a cursor of the domain, and who holds its lease, all of one moment."""
-    head = select(func.coalesce(func.max(attestations.c.position), 0)).scalar_subquery()
-    held = and_(leases.c.name == lease_name(domain, slices), leases.c.expires_at > now)
-    one = select(literal(1, BigInteger).label("one")).subquery()
-    ours = and_(
-        cursors.c.domain == domain,
-        cursors.c.first_slice == slices.first,
-        cursors.c.last_slice == slices.last,
-    )
-    row = connection.execute(
-        select(head.label("head"), leases.c.holder, leases.c.expires_at, *cursors.c)
-        .select_from(one)
-        .outerjoin(cursors, ours)
-        .outerjoin(leases, held)
-    ).one()
+    asked = {
+        "of": domain,
+        "first": slices.first,
+        "last": slices.last,
+        "lease": lease_name(domain, slices),
+        "now": now,
+    }
+    row = connection.execute(_LOOK, asked).one()
     holder = None
     if row.holder is not None:
         holder = Holder(row.holder, (row.expires_at - now) / 1_000_000)
@@ -215,21 +215,19 @@ def raise_token(connection: Connection, domain: str, slices: Slices) -> None:
 
 
 def _change(cursor: Cursor, to: Cursor, connection: Connection, **beside: str | None) -> Cursor:
-    values = _values(to) | beside
-    moved = connection.execute(update(cursors).where(*_is(cursor)).values(values))
+    before, after = _values(cursor), _values(to)
+    compared = {f"was_{name}": before[name] for name in COMPARED}
+    put = {f"to_{name}": value for name, value in after.items()}
+    change = _CHANGE.values(beside) if beside else _CHANGE
+    moved = connection.execute(change, compared | put)
     if moved.rowcount != 1:
         raise LeaseLost
     return to
 
 
-def _is(cursor: Cursor) -> tuple[Any, ...]:
-    return (
-        cursors.c.domain == cursor.domain,
-        cursors.c.first_slice == cursor.slices.first,
-        cursors.c.last_slice == cursor.slices.last,
-        cursors.c.position == cursor.position,
-        cursors.c.token == cursor.token,
-    )
+def _is(cursor: Cursor) -> tuple[ColumnElement[bool], ...]:
+    values = _values(cursor)
+    return tuple(cursors.c[name] == values[name] for name in COMPARED)
 
 
 def _all_values(cursor: Cursor) -> dict[str, Any]:
@@ -251,3 +249,31 @@ def _values(cursor: Cursor) -> dict[str, Any]:
         "paused_at": cursor.pause and microseconds(cursor.pause.at),
         "pause_reason": cursor.pause and cursor.pause.reason,
     }
+
+
+def _look() -> Select[Any]:
+    head = select(func.coalesce(func.max(attestations.c.position), 0)).scalar_subquery()
+    held = and_(leases.c.name == bindparam("lease"), leases.c.expires_at > bindparam("now"))
+    one = select(literal(1, BigInteger).label("one")).subquery()
+    ours = and_(
+        cursors.c.domain == bindparam("of"),
+        cursors.c.first_slice == bindparam("first"),
+        cursors.c.last_slice == bindparam("last"),
+    )
+    return (
+        select(head.label("head"), leases.c.holder, leases.c.expires_at, *cursors.c)
+        .select_from(one)
+        .outerjoin(cursors, ours)
+        .outerjoin(leases, held)
+    )
+
+
+def _change_from() -> Update:
+    was = [cursors.c[name] == bindparam(f"was_{name}") for name in COMPARED]
+    put = [one for one in cursors.c if one is not cursors.c.fingerprint]
+    to = {one.name: bindparam(f"to_{one.name}", type_=one.type) for one in put}
+    return update(cursors).where(*was).values(to)
+
+
+# Made once: for a single attestation, making them took longer than all else that is not waiting.
+_LOOK, _CHANGE = _look(), _change_from()
