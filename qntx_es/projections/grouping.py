@@ -74,6 +74,8 @@ class Grouping:
         self._table = table
         self._on = on
         self._sources = _sources(fold)
+        # What is counted is not looked at.
+        self._counts = {name for name, (verb, _) in fold.measures.items() if verb == "count"}
         is_read = any(source.keys for source in self._sources.values())
         # A payload that no fold looks at is held against nothing, as in Python.
         self._root = (is_read and plain(fold.payload)) or Plain("object")
@@ -112,7 +114,8 @@ class Grouping:
         right = [rows.c.schema_version == self._fold.payload.schema_version]
         right += [self._on.is_plain(rows, (key,), one) for key, one in self._root.fields.items()]
         for name, source in self._sources.items():
-            right += _within(self._table.c[name], self._value(rows, source))
+            if name not in self._counts:
+                right += _within(self._table.c[name], self._value(rows, source))
         return case((and_(*right), true()), else_=self._on.refusal(rows.c.position, Boolean()))
 
     def _value(self, rows: FromClause, source: Source) -> ColumnElement[Any]:
