@@ -149,6 +149,7 @@ def test_said_again_is_answered_and_not_refused(log: Log) -> None:
     assert again.position == first.position == log.head()
 
 
+@pytest.mark.conditions
 @pytest.mark.parametrize("kind", ["unless", "version"])
 def test_of_conflicting_appends_one_succeeds_and_unrelated_ones_all_do(log: Log, kind: str) -> None:
     """Eight threads decide on one reading of each of five entities: five are believed."""

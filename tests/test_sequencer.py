@@ -93,6 +93,7 @@ def test_what_a_caller_drops_comes_with_his_commit(on: Opened) -> None:
     assert on.log.waiting() == 0
 
 
+@pytest.mark.holes
 def test_what_a_caller_rolls_back_was_never_said(on: Opened) -> None:
     """A rollback leaves nothing, neither in the log nor waiting, and no position is missing."""
 
@@ -137,6 +138,7 @@ def test_nobody_sees_what_is_not_committed(pg: Opened, begin: Callable[[], Conne
     assert pg.entities() == ["0", "1", "2", "late"]
 
 
+@pytest.mark.whole_and_causal
 def test_whole_transactions_are_ordered_by_their_last_number(
     pg: Opened, begin: Callable[[], Connection]
 ) -> None:
@@ -155,6 +157,7 @@ def test_whole_transactions_are_ordered_by_their_last_number(
     assert pg.entities() == ["c1", "c2", "b1", "b2", "a1", "a2", "a3"]
 
 
+@pytest.mark.whole_and_causal
 def test_no_effect_stands_before_its_cause(pg: Opened, begin: Callable[[], Connection]) -> None:
     """Who has read another's commit comes after it, though he began to speak before."""
     effect, cause = begin(), begin()
@@ -239,6 +242,7 @@ def test_other_bytes_in_the_inbox_are_refused(on: Opened) -> None:
     assert on.entities() == ["a"]
 
 
+@pytest.mark.holes
 def test_a_twin_in_flight_is_dropped_without_a_hole(
     pg: Opened, begin: Callable[[], Connection]
 ) -> None:
@@ -254,6 +258,7 @@ def test_a_twin_in_flight_is_dropped_without_a_hole(
     assert pg.log.waiting() == 0
 
 
+@pytest.mark.same_id
 def test_a_conflicting_twin_in_flight_does_not_vanish_in_silence(
     pg: Opened, begin: Callable[[], Connection]
 ) -> None:
@@ -360,6 +365,7 @@ BEFORE_COMMIT = """
 """
 
 
+@pytest.mark.look_again
 @pytest.mark.parametrize("how", ["append", "condition", "decide", "run_pass", "join"])
 def test_who_lets_go_looks_again(pg: Opened, begin: Callable[[], Connection], how: str) -> None:
     """What came to the inbox while the lock was held is numbered by whoever held it."""
@@ -406,6 +412,7 @@ def waits_at_the_gate(pg: Opened) -> bool:
         return bool(connection.execute(asked).scalar_one())
 
 
+@pytest.mark.holes
 def test_an_append_that_fails_at_its_commit_leaves_no_hole(on: Opened) -> None:
     """A crash before the commit leaves neither rows nor a gap in the numbers."""
 
@@ -419,6 +426,7 @@ def test_an_append_that_fails_at_its_commit_leaves_no_hole(on: Opened) -> None:
     assert on.entities() == ["next"]
 
 
+@pytest.mark.same_id
 def test_an_append_whose_answer_was_lost_can_be_sent_again(on: Opened) -> None:
     """After a crash behind the commit the same append gives the first receipts."""
 
@@ -459,6 +467,7 @@ def test_a_process_killed_while_waiting_loses_nothing_it_committed(pg: Opened, u
     assert pg.entities() == ["one", "two", "next"]
 
 
+@pytest.mark.stalled_holder
 def test_a_stopped_process_is_cut_off_and_cannot_commit(pg: Opened, url_of: str) -> None:
     """A holder that is stopped loses the lock, and waking up it cannot commit over others."""
     with child(HOLD, url_of, "1") as process:

@@ -59,6 +59,7 @@ def rarely(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "LOOK_SECONDS_MAX", 10.0 * BOUND)
 
 
+@pytest.mark.hints
 @pytest.mark.usefixtures("rarely")
 def test_what_another_process_appends_wakes_who_runs_here(url: str) -> None:
     """A runner that would not look for minutes projects at once, and what follows from it too."""
@@ -90,6 +91,7 @@ def test_what_a_callers_transaction_leaves_wakes_who_runs_here(url: str) -> None
             host.wait_for(receipt.position, "first", timeout=BOUND)
 
 
+@pytest.mark.hints
 def test_a_listener_that_is_cut_off_listens_again(postgres_url: str) -> None:
     """A connection that the server ends is made anew, and hints are heard again."""
     heard = threading.Event()

@@ -109,6 +109,7 @@ def test_the_second_host_stands_by_and_takes_over_when_the_first_drains(
     assert status_of(second).holder is None
 
 
+@pytest.mark.leases
 def test_a_lease_is_kept_as_long_as_its_holder_lives(host_of: Callable[..., Host]) -> None:
     """Idle for ten lifetimes of its lease, a host still has it, and nobody was fenced."""
     hosts = [host_of(make(), lease_seconds=SHORT_SECONDS) for _ in range(2)]
@@ -140,6 +141,7 @@ def test_a_lease_that_nobody_renews_goes_to_whoever_stands_by(host_of: Callable[
         assert status_of(host).state == "live"
 
 
+@pytest.mark.zombie
 def test_whoever_lost_the_lease_commits_nothing(host_of: Callable[..., Host]) -> None:
     """A batch that was in hand when another took the lease is undone as a whole."""
     host = host_of(make())
@@ -205,6 +207,7 @@ def test_a_batch_that_does_not_end_is_fenced_and_shown(host_of: Callable[..., Ho
     assert (moves_of(host), len(calls)) == (1, 2)
 
 
+@pytest.mark.crash_at_every_call
 def test_a_host_ends_though_a_handler_does_not(host_of: Callable[..., Host]) -> None:
     """Past the time to drain, what is in hand is cut off like a kill, and its lease lapses."""
     let_go, is_in = threading.Event(), threading.Event()

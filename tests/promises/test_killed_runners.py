@@ -183,6 +183,7 @@ def crowd(url: str) -> Iterator[Crowd]:
             program.kill()
 
 
+@pytest.mark.derive_once
 @pytest.mark.parametrize(
     ("kills", "stops"),
     [(8, 4), pytest.param(100, 20, marks=pytest.mark.nightly)],
@@ -242,6 +243,7 @@ def settled(host: Host) -> int:
             return head
 
 
+@pytest.mark.zombie
 @pytest.mark.parametrize("point", ["batch.after_look", "batch.before_flush", "batch.before_commit"])
 def test_one_that_is_stopped_inside_a_batch_holds_up_nobody(postgres_url: str, point: str) -> None:
     """Within the lease another goes on; the one that is woken finds itself late."""

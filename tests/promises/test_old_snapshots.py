@@ -47,6 +47,7 @@ def pages_of_a_pass(connection: Connection) -> int:
     return int(plan["Plan"]["Shared Hit Blocks"]) + int(plan["Plan"]["Shared Read Blocks"])
 
 
+@pytest.mark.old_snapshot
 def test_a_pass_does_not_wade_through_what_is_settled(database: Database) -> None:
     """One row costs as many pages after thirty thousand that an idle transaction keeps."""
     with (
@@ -75,6 +76,7 @@ def test_a_pass_does_not_wade_through_what_is_settled(database: Database) -> Non
     assert Log(database, Sequencer(database)).head() == DEAD + 5
 
 
+@pytest.mark.old_snapshot
 def test_a_pass_that_is_undone_settles_nothing(database: Database) -> None:
     """What a pass has moved and not committed is moved by the next one of the same session."""
     with database.engine.connect() as session:
@@ -90,6 +92,7 @@ def test_a_pass_that_is_undone_settles_nothing(database: Database) -> None:
     assert [one.entity for one in log.read()] == ["1"]
 
 
+@pytest.mark.old_snapshot
 def test_an_open_transaction_is_not_settled(database: Database) -> None:
     """Who was open while others were moved is moved in his turn, by a session that knows."""
     with database.engine.connect() as session, database.engine.connect() as caller:

@@ -264,6 +264,7 @@ def read_on(outside: Engine, table: Table, stopping: threading.Event, isolation:
         before = first[1]
 
 
+@pytest.mark.swap_under_readers
 def test_appenders_runners_and_readers_do_not_notice(
     host_of: HostOf,
     outside: Engine,
@@ -312,6 +313,7 @@ def test_appenders_runners_and_readers_do_not_notice(
     fold.close()
 
 
+@pytest.mark.swap_under_readers
 def test_a_snapshot_from_before_never_sees_an_empty_table(
     postgres_url: str, request: pytest.FixtureRequest
 ) -> None:
@@ -346,6 +348,7 @@ def test_a_snapshot_from_before_never_sees_an_empty_table(
     assert len(found) == ACCOUNTS
 
 
+@pytest.mark.swap_under_readers
 def test_a_reader_that_stays_puts_off_the_swap_and_nobody_else(
     host_of: HostOf, outside: Engine
 ) -> None:
@@ -420,6 +423,7 @@ def test_a_changed_row_is_found_and_mended(host_of: HostOf) -> None:
     assert host.rebuild("ledger").is_same
 
 
+@pytest.mark.rebuild_killed
 def test_a_rebuild_of_an_empty_log(host_of: HostOf) -> None:
     """An empty log gives empty tables, a swap and a certificate all the same."""
     ledger = make_ledger()
@@ -456,6 +460,7 @@ def test_a_domain_without_tables(host_of: HostOf) -> None:
     assert [one.context for one in host.log.read(after=head)] == ["qntx.rebuilt"]
 
 
+@pytest.mark.derive_once
 def test_nothing_is_derived_twice_or_never(host_of: HostOf) -> None:
     """Sources before, during and after rebuilds are each answered once."""
     ledger = make_ledger()
@@ -529,6 +534,7 @@ def test_indexes_and_constraints_are_there_generation_after_generation(host_of: 
     assert first["ledger_accounts"][0] == [(["moves"], False), (["moves", "entity"], False)]
 
 
+@pytest.mark.old_code
 def test_a_new_version_brings_other_tables_and_columns(host_of: HostOf) -> None:
     """Old tables serve until the swap, then the new ones, and going back is one more rebuild."""
     old, new = make_ledger(1), make_ledger(2)
@@ -567,6 +573,7 @@ def test_a_new_version_brings_other_tables_and_columns(host_of: HostOf) -> None:
     assert len(host.ax(contexts="odd")) == odd + 3
 
 
+@pytest.mark.old_code
 def test_a_batch_that_a_new_version_overtakes_is_undone_by_name(host_of: HostOf) -> None:
     """While a batch is in hand, tables of another shape wait, or the batch is undone by name."""
     old, new = make_ledger(1), make_ledger(2)
@@ -584,6 +591,7 @@ def test_a_batch_that_a_new_version_overtakes_is_undone_by_name(host_of: HostOf)
     assert len(newer.ax(contexts="odd")) == 5
 
 
+@pytest.mark.old_code
 def test_a_runner_that_a_new_version_overtakes_goes_on(host_of: HostOf) -> None:
     """A running host whose batch is overtaken by other tables keeps its threads."""
     old, new = make_ledger(1), make_ledger(2)
@@ -618,6 +626,7 @@ def test_leftovers_of_a_dead_rebuild_are_dropped(host_of: HostOf) -> None:
     assert table_names(host) == {*ledger.tables, *other.tables, "ledger2_things__g7"}
 
 
+@pytest.mark.rebuild_killed
 def test_of_two_rebuilds_at_once_one_gives_way(host_of: HostOf) -> None:
     """Live is right in the end, and whoever lost is told so by name."""
     ledger = make_ledger()
@@ -706,6 +715,7 @@ def test_the_first_to_finish_leaves_the_tables_of_the_second_alone(host_of: Host
     assert table_names(host) == set(ledger.tables)
 
 
+@pytest.mark.inline_leaves_nothing_out
 def test_an_inline_domain_is_rebuilt_while_jobs_are_requested(host_of: HostOf) -> None:
     """Pulse is rebuilt under load: no job is lost, run twice or forgotten by its table."""
     ledger = Domain("ledger")
@@ -844,6 +854,7 @@ def test_progress_is_told_from_nothing_to_all(host_of: HostOf) -> None:
     assert [one.done for one in heard] == sorted(one.done for one in heard)
 
 
+@pytest.mark.swap_under_readers
 def test_a_swap_that_a_reader_never_lets_through_gives_up_by_name(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
