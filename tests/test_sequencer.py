@@ -9,11 +9,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from sqlalchemy import Connection, text
 
-from qntx_es import Attestation, Ax, ConflictingAttestation, LogBusy, PositionPending, faults
+from qntx_es import (
+    Attestation,
+    Ax,
+    ConflictingAttestation,
+    Host,
+    LogBusy,
+    PositionPending,
+    faults,
+)
 from qntx_es.database import Database
 from qntx_es.inbox import PASS_ROWS_MAX
 from qntx_es.log import Log
@@ -203,6 +212,45 @@ def test_a_callers_isolation_changes_nothing(pg: Opened, stack: ExitStack, level
     pg.sequencer.run_pass()
 
     assert pg.entities() == ["meanwhile", "said"]
+
+
+@pytest.mark.same_id
+@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+@pytest.mark.parametrize("is_same", [True, False])
+def test_of_twins_in_flight_at_any_isolation_one_is_there(
+    pg: Opened,
+    stack: ExitStack,
+    level: str,
+    is_same: bool,  # noqa: FBT001 - drawn by name
+) -> None:
+    """Who waited for his twin says the same, is refused by name, or is told to begin again."""
+    engine = pg.database.engine.execution_options(isolation_level=level)
+    first, second = (stack.enter_context(engine.connect()) for _ in range(2))
+    for caller in (first, second):
+        caller.execute(text("SELECT count(*) FROM qntx_attestations"))
+    pg.sequencer.drop(first, [said("one", id="x")])
+    with ThreadPoolExecutor(1) as pool:
+        twin = said("one" if is_same else "another", id="x")
+        late = pool.submit(pg.sequencer.drop, second, [twin])
+        until(lambda: waits_for_a_transaction(pg))
+        first.commit()
+        trouble = late.exception(BOUND)
+    (second.rollback if trouble else second.commit)()
+    pg.sequencer.run_pass()
+
+    assert pg.entities() == ["one"]
+    if level == "READ COMMITTED":
+        assert trouble is None if is_same else isinstance(trouble, ConflictingAttestation)
+    else:
+        assert "could not serialize access" in str(trouble)
+    assert pg.log.append(said("one", id="x")).position == 1
+
+
+def waits_for_a_transaction(pg: Opened) -> bool:
+    """Tell whether somebody waits for another's transaction to end."""
+    asked = text("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'")
+    with pg.database.read() as connection:
+        return bool(connection.execute(asked).scalar_one())
 
 
 def test_the_same_statement_waiting_and_appended_is_there_once(pg: Opened) -> None:
@@ -468,9 +516,14 @@ def test_a_process_killed_while_waiting_loses_nothing_it_committed(pg: Opened, u
 
 
 @pytest.mark.stalled_holder
-def test_a_stopped_process_is_cut_off_and_cannot_commit(pg: Opened, url_of: str) -> None:
+@pytest.mark.parametrize(
+    "holds", [pytest.param("before it moves", marks=pytest.mark.nightly), "before its commit"]
+)
+def test_a_stopped_process_is_cut_off_and_cannot_commit(
+    pg: Opened, url_of: str, holds: str
+) -> None:
     """A holder that is stopped loses the lock, and waking up it cannot commit over others."""
-    with child(HOLD, url_of, "1") as process:
+    with child(HOLD if holds == "before it moves" else HOLD_MOVED, url_of, "1") as process:
         wait_for_line(process)
         process.send_signal(signal.SIGSTOP)
         try:
@@ -483,6 +536,42 @@ def test_a_stopped_process_is_cut_off_and_cannot_commit(pg: Opened, url_of: str)
         assert process.wait(BOUND) != 0
 
     assert pg.entities() == ["others"]
+
+
+@pytest.mark.look_again
+def test_what_came_during_the_pass_of_a_killed_process_enters_by_itself(
+    pg: Opened, url_of: str
+) -> None:
+    """Wherever a holder is killed, a running host finds what waits without any further append."""
+    points = ("pass.after_lock", "pass.before_commit", "pass.after_commit")
+    with Host(url_of) as host, child(STAND_STILL, url_of) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for count, point in enumerate(points):
+            drop(pg, f"before {point}")
+            process.stdin.write(f"{point}\n")
+            process.stdin.flush()
+            holder = int(process.stdout.readline())
+            wait_for_line(process)
+            drop(pg, f"during {point}")
+            os.kill(holder, signal.SIGKILL)
+
+            with host.running():
+                until(partial(has_grown, pg, 2 * count + 2))
+        process.kill()
+
+    assert pg.entities() == [f"{when} {one}" for one in points for when in ("before", "during")]
+
+
+def has_grown(pg: Opened, head: int) -> bool:
+    """Tell whether the log ends there by now."""
+    return pg.log.head() == head
+
+
+def drop(pg: Opened, entity: str) -> None:
+    """Leave a statement in the inbox, with nobody there to make a pass."""
+    with pg.database.write() as connection:
+        pg.sequencer.drop(connection, [said(entity)])
 
 
 @pytest.fixture
@@ -510,6 +599,27 @@ def choose(turn):
     sys.stdin.readline()
     return [said("stale")]
 log.decide(choose)
+"""
+HOLD_MOVED = """
+from qntx_es import faults
+def hold():
+    print("holding", flush=True)
+    sys.stdin.readline()
+with faults.planned({"append.before_commit": hold}):
+    log.decide(lambda turn: [said("stale")])
+"""
+# One that is forked for each point, and waits there to be killed.
+STAND_STILL = """
+import os, signal
+from qntx_es import faults
+def hold():
+    print("holding", flush=True)
+    signal.pause()
+for point in sys.stdin:
+    if os.fork() == 0:
+        with faults.planned({point.strip(): hold}):
+            print(os.getpid(), flush=True)
+            sequencer.run_pass()
 """
 APPEND = """
 log.append([said("one"), said("two")])

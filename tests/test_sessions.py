@@ -237,6 +237,34 @@ def test_no_isolation_level_is_special(
 
 
 @pytest.mark.caller_session
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_what_a_test_suite_wraps_is_said_when_the_wrapping_commits(
+    host: Host, url: str, end: str
+) -> None:
+    """Commits of sessions that join an outer transaction say nothing; its own says all or none."""
+    engine = create_engine(application_url(url))
+    if engine.dialect.name == "sqlite":
+        # As SQLAlchemy's documentation has it, for savepoints.
+        event.listen(engine, "connect", lambda raw, _: setattr(raw, "isolation_level", None))
+        event.listen(engine, "begin", lambda one: one.exec_driver_sql("BEGIN"))
+    with engine.connect() as outer:
+        wrapping = outer.begin()
+        for entity in ("a", "b"):
+            with Session(outer, join_transaction_mode="create_savepoint") as session:
+                host.append(said(entity), session=session)
+                session.commit()
+                host.append(said("gone"), session=session)
+                session.rollback()
+        assert host.log.head() == 0
+        getattr(wrapping, end)()
+    engine.dispose()
+    host.catch_up()
+
+    assert entities(host) == (["a", "b"] if end == "commit" else [])
+    assert host.log.waiting() == 0
+
+
+@pytest.mark.caller_session
 def test_two_phases_commit_it_too(postgres_url: str, request: pytest.FixtureRequest) -> None:
     """A prepared transaction brings its attestations when it is committed."""
     host = Host(postgres_url)

@@ -533,6 +533,9 @@ def test_a_rare_context_is_reached_over_anything(host_of: HostOf) -> None:
     assert len(steps) <= 3
     assert rows_of(host, domain) == {"sparse_seen": [("at last",)]}
     assert {one.name: one.lag for one in host.statuses()}["sparse"] == 0
+    host.wait_for(steps[-1].head, "sparse", timeout=0)
+    again = host_of(domain)._projectors["sparse"].runners[0].batches.step(200)  # noqa: SLF001 - after a restart
+    assert again.start == steps[-1].head
 
 
 def test_derive_handlers_may_return_nothing(host_of: HostOf) -> None:

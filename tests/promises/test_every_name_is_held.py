@@ -11,12 +11,9 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 # Nothing holds these yet.
 MISSING = {
-    "dead_reader",
     "many_keys",
     "prepared",
-    "replica",
     "swap_keeps",
-    "watching",
 }
 
 
