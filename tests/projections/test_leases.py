@@ -227,3 +227,32 @@ def test_a_host_ends_though_a_handler_does_not(host_of: Callable[..., Host]) -> 
     assert held == []
     wait_until(lambda: not any("ledger" in one.name for one in threading.enumerate()))
     assert moves_of(host) == 0
+
+
+@pytest.mark.leases
+def test_clocks_that_are_apart_or_jump_change_nothing(url: str) -> None:
+    """Hosts an hour apart, one of whose clocks leaps to and fro, count each move once."""
+    hour = 3_600 * 10**9
+    leaps = [0]
+
+    def leaping() -> int:
+        return time.time_ns() + leaps[0]
+
+    def behind() -> int:
+        return time.time_ns() - hour
+
+    with ExitStack() as stack:
+        settings = Settings(lease_seconds=LEASE_SECONDS)
+        hosts = [
+            stack.enter_context(Host(url, [make()], settings=settings, clock=clock))
+            for clock in (leaping, behind)
+        ]
+        hosts[0].upgrade()
+        for host in hosts:
+            stack.enter_context(host.running())
+        for leap in (0, hour, -hour, 2 * hour, 0):
+            leaps[0] = leap
+            for host in hosts:
+                host.wait_for(move(host, 3), "ledger", timeout=BOUND)
+
+    assert moves_of(hosts[0]) == 30

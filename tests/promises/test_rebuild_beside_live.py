@@ -498,6 +498,43 @@ def test_nothing_is_derived_twice_or_never(host_of: HostOf) -> None:
     assert sorted(caused, key=str) == sorted(f"move {n}" for n in range(60) if n % 2)
 
 
+@pytest.mark.derive_once
+@pytest.mark.parametrize("swaps", [6, pytest.param(1_000, marks=pytest.mark.nightly)])
+def test_swap_after_swap_with_live_advancing_each_source_is_answered_once(
+    host_of: HostOf, swaps: int
+) -> None:
+    """Also what was parked, worked off and parked again meanwhile is answered, and only once."""
+    failing: set[int] = set()
+    ledger = Domain("ledger", emits=("moved", "odd"), on_failure="park")
+    ledger.table("accounts", Column("entity", String, primary_key=True))
+
+    @ledger.derive(Moved)
+    def say(moved: Recorded[Moved], rows: ReadRows) -> Iterator[Attestation]:  # noqa: ARG001
+        if moved.payload.amount in failing:
+            raise LookupError
+        yield ledger.attest(Odd(amount=moved.payload.amount), entity=moved.entity)
+
+    host = host_of(ledger)
+    with host.running():
+        for n in range(swaps):
+            failing.add(3 * n + 1)
+            host.append(moves(ledger, 3 * n, 3))
+            host.rebuild("ledger")
+            if n % 3 == 0:
+                failing.clear()
+                if host.parked("ledger"):
+                    host.retry("ledger")
+    failing.clear()
+    host.catch_up()
+    if host.parked("ledger"):
+        host.retry("ledger")
+    host.catch_up()
+
+    caused = sorted(str(one.caused_by) for one in host.ax(contexts="odd"))
+    assert caused == sorted(f"move {n}" for n in range(3 * swaps))
+    assert host.parked("ledger") == []
+
+
 def test_the_target_is_the_live_cursor(host_of: HostOf) -> None:
     """A rebuild stops where live stands, so that readers never see it run ahead."""
     ledger = make_ledger()
@@ -625,6 +662,32 @@ def test_a_runner_that_a_new_version_overtakes_goes_on(host_of: HostOf) -> None:
         assert wait_until(lambda: beside.outcome is not None)
         assert not wait_until(has_stopped, 0.5)
     assert isinstance(beside.outcome, Rebuilt)
+
+
+@pytest.mark.old_code
+def test_a_version_is_rolled_out_and_back_while_both_run(host_of: HostOf) -> None:
+    """No row of either is lost or of the wrong shape, and old tables go without their code."""
+    old, new = make_ledger(1), make_ledger(2)
+    host, newer = host_of(old), host_of(new)
+    host.append(moves(old, 0, 20))
+    host.catch_up()
+
+    with host.running(), newer.running():
+        host.append(moves(old, 20, 20))
+        newer.rebuild("ledger")
+        newer.wait_for(host.append(moves(old, 40, 20))[-1].position, "ledger", timeout=BOUND)
+        rolled_out = rows_of(newer, new)
+        names = table_names(newer)
+        host.rebuild("ledger")
+        host.wait_for(newer.append(moves(new, 60, 20))[-1].position, "ledger", timeout=BOUND)
+    host.catch_up()
+
+    assert names == set(new.tables)
+    assert sum(row[1] for row in rolled_out["ledger_accounts"]) == 60
+    assert table_names(host) == set(old.tables)
+    assert sum(row[1] for row in rows_of(host, old)["ledger_accounts"]) == 80
+    assert len(host.ax(contexts="odd")) == 40
+    assert host.rebuild("ledger").is_same
 
 
 def test_leftovers_of_a_dead_rebuild_are_dropped(host_of: HostOf) -> None:
