@@ -499,7 +499,7 @@ def test_nothing_is_derived_twice_or_never(host_of: HostOf) -> None:
 
 
 @pytest.mark.derive_once
-@pytest.mark.parametrize("swaps", [6, pytest.param(1_000, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("swaps", [6, pytest.param(500, marks=pytest.mark.nightly)])
 def test_swap_after_swap_with_live_advancing_each_source_is_answered_once(
     host_of: HostOf, swaps: int
 ) -> None:
