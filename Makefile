@@ -41,7 +41,8 @@ test-nightly: $(STAMP)
 	$(BIN)/pytest -m '' --cov --hypothesis-profile=qntx-nightly --hypothesis-seed=$(SEED)
 
 bench: $(STAMP)
-	@set -e; for benchmark in benchmarks/append.py benchmarks/ax.py benchmarks/projection.py; do \
+	@set -e; for benchmark in benchmarks/append.py benchmarks/ax.py benchmarks/projection.py \
+	    benchmarks/rebuild.py benchmarks/latency.py; do \
 	  echo "$$benchmark"; $(BIN)/python "$$benchmark"; done
 
 docs: $(STAMP)

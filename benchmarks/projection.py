@@ -3,11 +3,14 @@
 The work: count, sum and last position by entity, over 150-byte payloads. Beside ours, in one run
 and on one log: (a) one UPSERT an attestation, each in a transaction of its own; (b) pure SQL, one
 `INSERT … SELECT … GROUP BY` a batch of the same size; (c) a bare loop over the driver that folds a
-batch in a dictionary. The same work declared, as a fold, is held against all of them, and against
-pure SQL in batches as large as a fold's. Ratios are medians of interleaved rounds; commits are
-durable (SQLite `synchronous=FULL`, PostgreSQL as it comes).
+batch in a dictionary; (d) eventsourcing's own projection of a sample (`benchmarks/peers.py`). The
+same work declared, as a fold, is held against all of them, and against pure SQL in batches as large
+as a fold's. Then a rebuild against the catching up it repeats; the memory of a process that catches
+up with the log, against one with a tenth of it; and, on PostgreSQL, two processes that share a
+domain by slices against one. Ratios are medians of interleaved rounds; commits are durable (SQLite
+`synchronous=FULL`, PostgreSQL as it comes).
 
-    python benchmarks/projection.py [--attestations 200000] [--on sqlite] [--on postgresql]
+    python benchmarks/projection.py [--attestations 1000000] [--on sqlite] [--on postgresql]
 """
 
 import argparse
@@ -15,14 +18,17 @@ import json
 import random
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, cast
 
 from sqlalchemy import BigInteger, Column, Integer, String, Table
 
+from benchmarks import peers
+from benchmarks.children import Child, await_the_end
+from benchmarks.ratios import Ratio, show
 from qntx_es import Attestation, Domain, Host, Payload, Recorded, Rows, count, last, total
 from qntx_es.projections.folding import POSITIONS_MAX
 from qntx_es.testing import PostgresServer
@@ -31,6 +37,12 @@ ENTITIES = 10_000
 BATCH = 5_000
 ROUNDS = 3
 ALONE = 2_000
+# Of eventsourcing's, which does about a thousand a second.
+SAMPLE = 3_000
+SECONDS_MAX = 300.0
+# Before two hosts know of each other, and share.
+MEETING_SECONDS = 3.0
+LOOK_SECONDS = 0.02
 PADDING = "x" * 96
 
 
@@ -67,9 +79,9 @@ def folding(name: str) -> Domain:
     return domain
 
 
-def counting(name: str) -> Domain:
+def counting(name: str, *, by_entity: bool = False) -> Domain:
     """Return a domain in which the work is coded."""
-    domain = Domain(name)
+    domain = Domain(name, by_entity=by_entity)
     totals = totals_of(domain)
 
     @domain.project(Measured)
@@ -235,49 +247,180 @@ def ours(url: str, domain: Domain, size: int) -> float:
     return size / took
 
 
-def compare(url: str, label: str, size: int) -> None:
-    """Run all ways on one log in turn, and print their medians and ratios."""
+def rebuilt(url: str, domain: Domain) -> tuple[float, float]:
+    """Rebuild what has caught up; return how many a second, in filling and in all."""
+    seconds = {}
+    with Host(url, [domain]) as host:
+        done = host.rebuild(
+            domain.name, progress=lambda at: seconds.update({at.state: (at.done, at.seconds)})
+        )
+    filled, took = seconds["filling"]
+    return filled / took, filled / done.seconds
+
+
+def memory(url: str) -> float:
+    """Return how many MiB a process has taken at most, that does nothing but catch up."""
+    child = Child(__file__, "remember", url)
+    taken = float(child.say())
+    child.leave()
+    return taken
+
+
+def remember(url: str) -> None:
+    """Catch up, and say how many MiB that took at most."""
+    with Host(url, [counting("remembered")]) as host:
+        host.upgrade()
+        host.catch_up()
+    print(peak(), flush=True)
+
+
+def peak() -> float:
+    """Return how many MiB this process has taken at most.
+
+    Not by `getrusage`: across an exec, its figure goes on from that of whoever started the process.
+    """
+    (line,) = (one for one in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in one)
+    return int(line.split()[1]) / 1024
+
+
+def share(url: str, size: int, into: int) -> float:
+    """Let so many processes share a domain cut into as many ranges, from the beginning to lag 0."""
+    domain = counting(f"shared{into}", by_entity=True)
+    with ExitStack() as stack:
+        host = stack.enter_context(Host(url, [domain]))
+        host.upgrade()
+        host.pause(domain.name)
+        if into > 1:
+            host.cut(domain.name, into)
+        for _ in range(into):
+            child = Child(__file__, domain.name, url)
+            stack.callback(child.leave)
+            child.say()
+        sleep(MEETING_SECONDS)
+        began = perf_counter()
+        host.resume(domain.name)
+        while _lag(host, domain.name):
+            if perf_counter() - began > SECONDS_MAX:
+                message = f"not at the head: {host.statuses()}"
+                raise RuntimeError(message)
+            sleep(LOOK_SECONDS)
+        return size / (perf_counter() - began)
+
+
+def _lag(host: Host, name: str) -> int:
+    return next(one.lag for one in host.statuses() if one.name == name)
+
+
+def run(name: str, url: str) -> None:
+    """Run a domain that others may share, until told to leave."""
+    with Host(url, [counting(name, by_entity=True)]) as host, host.running():
+        await_the_end()
+
+
+def compare(url: str, label: str, size: int) -> list[Ratio]:
+    """Run all ways on one log in turn, print their medians, and return what has a target."""
     host = Host(url)
     host.upgrade()
     print(
         f"{label}: {size:,} attestations, {ENTITIES:,} entities; append {fill(host, size):,.0f}/s"
     )
+    peers.record(url, min(size, SAMPLE), ENTITIES)
     bare = Bare(host)
     rates: dict[str, list[float]] = {}
     ways: dict[str, Callable[[], float]] = {
         "one transaction each": lambda: one_each(bare, size),
+        "eventsourcing": lambda: peers.project(url),
         "pure SQL, by batch": lambda: pure_sql(bare, size),
         "bare loop": lambda: bare_loop(bare, size),
         "pure SQL, large batches": lambda: pure_sql(bare, size, POSITIONS_MAX),
     }
     for number in range(ROUNDS):
-        for way, run in ways.items():
-            rates.setdefault(way, []).append(run())
-        rates.setdefault("ours", []).append(ours(url, counting(f"coded{number}"), size))
+        coded = counting(f"coded{number}")
+        for way, way_of in ways.items():
+            rates.setdefault(way, []).append(way_of())
         rates.setdefault("ours, folded", []).append(ours(url, folding(f"folded{number}"), size))
+        rates.setdefault("ours", []).append(ours(url, coded, size))
+        for way, rate in zip((FILLING, REBUILDING), rebuilt(url, coded), strict=True):
+            rates.setdefault(way, []).append(rate)
     bare.close()
     host.close()
     for way, seen in rates.items():
-        coded, folded = (
-            median([own / other for own, other in zip(rates[one], seen, strict=True)])
-            for one in ("ours", "ours, folded")
+        coded_by, folded_by = (
+            median(_quotients(rates[one], seen)) for one in ("ours", "ours, folded")
         )
-        print(f"  {way:24} {median(seen):>10,.0f}/s   ours {coded:6.2f} x   folded {folded:6.2f} x")
+        beside = f"ours {coded_by:6.2f} x   folded {folded_by:6.2f} x"
+        print(f"  {way:26} {median(seen):>10,.0f}/s   {beside}")
+    return _targets(label, rates)
+
+
+FILLING, REBUILDING = "rebuild, filling", "rebuild, proof and swap"
+
+
+def _quotients(some: list[float], others: list[float]) -> list[float]:
+    return [one / other for one, other in zip(some, others, strict=True)]
+
+
+def _targets(label: str, rates: dict[str, list[float]]) -> list[Ratio]:
+    library = 25 if label == "SQLite" else 50
+    asked = [
+        ("ours / eventsourcing's projection", "ours", "eventsourcing", library),
+        ("folded / pure SQL, large batches", "ours, folded", "pure SQL, large batches", 0.8),
+        ("rebuild, filling / catching up", FILLING, "ours", 1),
+    ]
+    return [
+        Ratio(
+            f"{label}, {what}",
+            f"{median(rates[one]):,.0f}/s",
+            f"{median(rates[other]):,.0f}/s",
+            median(_quotients(rates[one], rates[other])),
+            target,
+        )
+        for what, one, other, target in asked
+    ]
+
+
+def compare_memory(url: str, short_url: str, label: str, size: int) -> Ratio:
+    """Catch up with a log and with a tenth of it, and return the ratio of what that takes."""
+    with Host(short_url) as short:
+        short.upgrade()
+        fill(short, size // 10)
+    most, least = memory(url), memory(short_url)
+    what = f"{label}, memory, {size:,} / {size // 10:,}"
+    return Ratio(what, f"{most:.0f} MiB", f"{least:.0f} MiB", most / least, 1.2, "at most")
+
+
+def compare_shared(url: str, size: int) -> Ratio:
+    """Return the ratio of two processes to one."""
+    one, two = share(url, size, 1), share(url, size, 2)
+    what = "PostgreSQL, two by slices / one"
+    return Ratio(what, f"{two:,.0f}/s", f"{one:,.0f}/s", two / one, 1.3)
 
 
 def main() -> None:
-    """Compare on the databases asked for."""
+    """Compare on the databases asked for, and print what is to be beside what is."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--attestations", type=int, default=200_000)
+    parser.add_argument("--attestations", type=int, default=1_000_000)
     parser.add_argument("--on", action="append", choices=["sqlite", "postgresql"])
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--url", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    databases = asked.on or ["sqlite", "postgresql"]
+    if asked.part is not None:
+        remember(asked.url) if asked.part == "remember" else run(asked.part, asked.url)
+        return
+    size, databases = asked.attestations, asked.on or ["sqlite", "postgresql"]
+    ratios: list[Ratio] = []
     if "sqlite" in databases:
         with tempfile.TemporaryDirectory() as folder:
-            compare(f"sqlite:///{Path(folder) / 'qntx.db'}", "SQLite", asked.attestations)
+            url, short_url = (f"sqlite:///{Path(folder) / name}.db" for name in ("log", "short"))
+            ratios += compare(url, "SQLite", size)
+            ratios.append(compare_memory(url, short_url, "SQLite", size))
     if "postgresql" in databases:
         with PostgresServer.start(durable=True) as server:
-            compare(server.create_database(), "PostgreSQL", asked.attestations)
+            url = server.create_database()
+            ratios += compare(url, "PostgreSQL", size)
+            ratios.append(compare_memory(url, server.create_database(), "PostgreSQL", size))
+            ratios.append(compare_shared(url, size))
+    show(ratios)
 
 
 if __name__ == "__main__":

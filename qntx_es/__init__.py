@@ -38,6 +38,7 @@ from qntx_es.errors import (
     DuplicateKey,
     ForeignActor,
     ForeignContext,
+    ForeignDependants,
     ForeignDomain,
     ForeignTable,
     GiveUp,
@@ -74,6 +75,7 @@ from qntx_es.errors import (
     SchemaOutdated,
     SchemaTooNew,
     SchemaVersionTooNew,
+    ScrubRefused,
     SkipRefused,
     StaleToken,
     StorageFull,
@@ -118,6 +120,7 @@ from qntx_es.projections.certificate import (
 from qntx_es.projections.comparison import (
     Comparison,
 )
+from qntx_es.projections.drift import Drift
 from qntx_es.projections.fresh import (
     RebuildProgress,
 )
@@ -130,6 +133,7 @@ from qntx_es.projections.looking_back import (
 from qntx_es.projections.rebuild import (
     Rebuilt,
 )
+from qntx_es.projections.scrub import Scrubbed
 from qntx_es.projections.travel import (
     Travelled,
 )
@@ -174,10 +178,12 @@ __all__ = [
     "DerivationTooDeep",
     "Domain",
     "DomainRefused",
+    "Drift",
     "DuplicateKey",
     "Exported",
     "ForeignActor",
     "ForeignContext",
+    "ForeignDependants",
     "ForeignDomain",
     "ForeignTable",
     "GiveUp",
@@ -235,6 +241,8 @@ __all__ = [
     "SchemaOutdated",
     "SchemaTooNew",
     "SchemaVersionTooNew",
+    "ScrubRefused",
+    "Scrubbed",
     "ServiceRegistry",
     "Settings",
     "SkipRefused",

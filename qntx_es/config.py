@@ -38,6 +38,7 @@ class Settings(BaseModel):
     batch_seconds: float = Field(default=60.0, ge=0.1, le=86_400)
     drain_seconds: float = Field(default=10.0, ge=0, le=3_600)
     ax_seconds: float = Field(default=5.0, ge=0.01, le=3_600)
+    scrub_entities_per_minute: int = Field(default=60, ge=0, le=60_000)
 
 
 def read_settings(

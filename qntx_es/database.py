@@ -31,7 +31,13 @@ from sqlalchemy import (
     make_url,
     select,
 )
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    DisconnectionError,
+    NoSuchModuleError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from qntx_es.ax import holds_of_text
@@ -63,6 +69,7 @@ POOL_OVERFLOW = 20
 STEPS_BETWEEN_LOOKS = 10_000
 WRITE = "qntx_write"
 WAL_PAGES = "qntx_wal_pages"
+RECYCLED = "qntx_recycled"
 # PostgreSQL's clock, in microseconds since 1970.
 CLOCK = func.floor(func.extract("epoch", func.clock_timestamp()) * 1_000_000)
 # What the names of the framework's own tables begin with.
@@ -103,6 +110,9 @@ class Database:
         self.engine = self._engine(url_or_engine)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self._calls = Calls(self.engine, self.timeout_seconds)
+        self._recycled = 0
+        if not self.is_sqlite:
+            event.listen(self.engine, "checkout", partial(_keep_or_renew, ref(self)))
         os.register_at_fork(after_in_child=partial(_forget, ref(self)))
 
     @property
@@ -218,6 +228,17 @@ class Database:
         """Close every connection; the next transaction opens new ones."""
         self._calls.close()
         self.engine.dispose()
+
+    def recycle(self) -> None:
+        """Let the pool open each connection anew before its next use; those in use go on.
+
+        A statement that was prepared before a column changed its type is refused ever after.
+        """
+        self._recycled += 1
+
+    def is_recent(self, known: dict[Any, Any]) -> bool:
+        """Tell whether the connection that this is known of was opened after the last `recycle`."""
+        return bool(known.setdefault((RECYCLED, id(self)), self._recycled) == self._recycled)
 
     def forget(self) -> None:
         """Leave every connection to the process that this one was forked from."""
@@ -400,6 +421,12 @@ def _forget(of: "ref[Database]") -> None:
     database = of()
     if database is not None:
         database.forget()
+
+
+def _keep_or_renew(of: "ref[Database]", _: object, record: Any, __: object) -> None:  # noqa: ANN401 - the pool's
+    database = of()
+    if database is not None and not database.is_recent(record.info):
+        raise DisconnectionError  # the pool's own way: it opens another in its place
 
 
 def _run_revisions(connection: Connection) -> None:

@@ -299,6 +299,10 @@ class CutRefused(QntxError):
     """This domain's slices cannot be cut like that; nothing was changed."""
 
 
+class ScrubRefused(QntxError):
+    """This domain is not scrubbed: say by_entity=True if its entities are independent."""
+
+
 class CursorWouldRegress(QntxError):
     """A cursor only moves forward. To go back, rebuild."""
 
@@ -344,6 +348,27 @@ class ProjectorPaused(QntxError):
         )
 
 
+class ProjectorUnowned(QntxError):
+    """No running host holds the lease of this projector: run one that has its domain."""
+
+    def __init__(self, domain: str) -> None:
+        super().__init__(
+            f"no running host projects `{domain}`. Run one that does: `qntx-es run`, host.running()"
+        )
+
+
+class EntityParked(QntxError):
+    """What is said about this entity waits, since a handler failed."""
+
+    def __init__(self, domain: str, *, entity: str, position: int, error: str) -> None:
+        self.entity = entity
+        self.position = position
+        super().__init__(
+            f"`{domain}` has parked `{entity}` at position {position}: {error}. Mend the handler, "
+            f"then: qntx-es projections retry {domain}"
+        )
+
+
 class RebuildLost(QntxError):
     """Another rebuild of this domain began, and this one gave way. Live tables are untouched."""
 
@@ -386,6 +411,21 @@ class RebuildDiffers(QntxError):
         super().__init__(
             f"`{domain}` was not swapped: {', '.join(unexpected)} would change, and that was not "
             "expected. Live rows are as they were. Mend the handlers, or expect it"
+        )
+
+
+class ForeignDependants(QntxError):
+    """What others made on live tables would be lost with them. Drop it, rebuild, make it anew.
+
+    `found` names it.
+    """
+
+    def __init__(self, domain: str, found: Sequence[str]) -> None:
+        self.found = tuple(found)
+        super().__init__(
+            f"`{domain}` is not rebuilt, for what others made on its tables would be lost with "
+            f"them: {', '.join(found)}. Live tables are untouched. Drop it, run "
+            f"`qntx-es projections rebuild {domain}`, and make it anew"
         )
 
 

@@ -45,10 +45,13 @@ from qntx_es.errors import (
 from qntx_es.jobs import JobRequested
 from qntx_es.log import Log
 from qntx_es.projections import generations
+from qntx_es.projections.arrival import PATIENCE_SECONDS, arrival
 from qntx_es.projections.batch import Batches
 from qntx_es.projections.comparison import Comparison
 from qntx_es.projections.cursor import cursors_of, refuse_regression
 from qntx_es.projections.cutting import Cutting
+from qntx_es.projections.drift import Drift
+from qntx_es.projections.fingerprint import fingerprint
 from qntx_es.projections.fresh import RebuildProgress, Report, Workers
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.inline import InlineBatches, InlineProjectors
@@ -60,6 +63,7 @@ from qntx_es.projections.outdated import Outdated
 from qntx_es.projections.own_rows import row_map
 from qntx_es.projections.projector import Projector
 from qntx_es.projections.rebuild import Rebuild, Rebuilt
+from qntx_es.projections.scrub import Scrub, Scrubbed, Scrubber
 from qntx_es.projections.slices import Slices
 from qntx_es.projections.status import ProjectorStatus, statuses
 from qntx_es.projections.supervisor import Supervisor
@@ -213,25 +217,42 @@ class Host:
         return Recorded(found.row, chain.decode_of(found.schema_version))
 
     def wait_for(
-        self, position: int, name: str, timeout: timedelta | float = timedelta(seconds=10)
+        self,
+        position: int,
+        name: str,
+        timeout: timedelta | float = timedelta(seconds=10),
+        *,
+        entity: str | None = None,
     ) -> None:
-        """Return once the domain's rows hold `position`.
+        """Return once the domain's rows hold `position`; with an `entity`, once those of that do.
 
-        Raises `WaitTimeout`, `UnknownDomain`, and `ProjectorPaused` at once.
+        Raises `WaitTimeout` and `UnknownDomain`; at once `ProjectorPaused`, `ProjectorOutdated` and
+        `EntityParked`; and soon `ProjectorStopped`, and `ProjectorUnowned` where no host runs it.
         """
         domain = self.domain(name)
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         deadline = time.monotonic() + seconds
+        stood_at, since = -1, 0.0
         self._wake()
-        while (reached := self._reached(domain.name, position)) < position:
-            left = deadline - time.monotonic()
-            if left <= 0:
+        while True:
+            with self.database.read() as connection:
+                seen = arrival(connection, domain, position, entity)
+            if seen.refused is not None:
+                raise seen.refused
+            if seen.reached >= position:
+                return
+            now = time.monotonic()
+            if seen.stands is None or seen.reached != stood_at:
+                stood_at, since = seen.reached, now
+            elif now - since > PATIENCE_SECONDS:
+                raise seen.stands
+            if now >= deadline:
                 raise WaitTimeout(
-                    f"`{name}` is at {reached} and did not reach {position} in {seconds:g} s: "
-                    f"`qntx-es projections status {name}` says why"
+                    f"`{name}` is at {seen.reached} and did not reach {position} in {seconds:g} s: "
+                    f"{seen.stands or f'`qntx-es projections status {name}` says why'}"
                 )
             with self._moved:
-                self._moved.wait(min(left, LOOK_SECONDS))
+                self._moved.wait(min(deadline - now, LOOK_SECONDS))
 
     # What runs.
 
@@ -311,9 +332,10 @@ class Host:
     ) -> Verified:
         """Fold the log again in the dark, and compare with a domain's live rows.
 
-        Nothing is changed, and everything goes on meanwhile. Of each table the `first` rows that
-        differ are told, with the attestation that wrote each last. The certificate is attested as
-        that of a rebuild. Raises `UnknownDomain`, and what `verify` raises.
+        No row is changed, and everything goes on meanwhile; where all is the same, the model is
+        proved. Of each table the `first` rows that differ are told, with the attestation that wrote
+        each last. The certificate is attested as that of a rebuild. Raises `UnknownDomain`, and
+        what `verify` raises.
         """
         domain = self.domain(name)
         self.get_ready()
@@ -326,6 +348,20 @@ class Host:
             first=first,
             progress=progress,
         )
+
+    def scrub(
+        self, name: str, *, entities: Iterable[str] | None = None, count: int = 1
+    ) -> list[Drift]:
+        """Fold entities of a domain again, by name or `count` at random, and say what drifted.
+
+        A running host does so all the time (`scrub_entities_per_minute`). Raises `UnknownDomain`,
+        `ScrubRefused` unless the domain is `by_entity`, and what `Scrub.scrub` raises.
+        """
+        domain = self.domain(name)
+        self.get_ready()
+        scrub = self._scrubs.get(name) or Scrub(self.database, self._sequencer, domain)
+        wanted = (scrub.some() for _ in range(count)) if entities is None else entities
+        return [drift for one in wanted if one is not None for drift in scrub.scrub(one)]
 
     def look_back(
         self,
@@ -453,6 +489,8 @@ class Host:
         """Run projectors, jobs and schedules in threads until the block ends, then drain."""
         self.get_ready()
         self._make_indexes()
+        for domain in self.domains.values():
+            fingerprint(domain)  # before somebody edits the files it was read from
         self._stopping.clear()
         supervisor = Supervisor(self._projectors.values(), self._stopping, self._moved)
         worker, ticker = self._worker(), self._ticker()
@@ -460,6 +498,7 @@ class Host:
             threading.Thread(target=worker.run, args=(self.settings.job_threads,), name="worker"),
             threading.Thread(target=self._tick, args=(ticker,), name="ticker"),
             threading.Thread(target=self._outdated().run, args=(self._wake,), name="outdated"),
+            threading.Thread(target=self._scrubber().run, name="scrubber"),
         ]
         listener = Listener(self.database, self._wake, self._stopping)
         self._supervisor, self._running_worker = supervisor, worker
@@ -592,6 +631,11 @@ class Host:
             with self.database.read() as connection:
                 found = found_in(connection)
         return catalogue(list(self.domains.values()), found)
+
+    @property
+    def scrubbed(self) -> dict[str, Scrubbed]:
+        """How many entities this host has scrubbed of each domain, and how many had drifted."""
+        return {name: one.counted for name, one in self._scrubs.items()}
 
     @cached_property
     def contexts(self) -> dict[str, list[Domain]]:
@@ -750,6 +794,18 @@ class Host:
 
         return Outdated(self.database, self.domains.values(), rebuild, self._stopping)
 
+    @cached_property
+    def _scrubs(self) -> dict[str, Scrub]:
+        return {
+            name: Scrub(self.database, self._sequencer, domain)
+            for name, domain in self.domains.items()
+            if domain.by_entity
+        }
+
+    def _scrubber(self) -> Scrubber:
+        rate = self.settings.scrub_entities_per_minute
+        return Scrubber(self._projectors.values(), self._scrubs, rate, self._stopping)
+
     def _worker(self) -> Worker:
         return Worker(self.log, self.domains.values(), self._services, self._stopping)
 
@@ -785,15 +841,6 @@ class Host:
             self._running_worker.wake.set()
 
     _running_worker: Worker | None = None
-
-    def _reached(self, name: str, position: int) -> int:
-        """Return where a projector is. Raises `ProjectorPaused` if it stands before `position`."""
-        with self.database.read() as connection:
-            found = cursors_of(connection, name)
-        reached = min((one.position for one in found), default=0)
-        if found and found[0].pause is not None and reached < position:
-            raise ProjectorPaused(name, str(found[0].pause))
-        return reached
 
 
 def _catch_up(projector: Projector) -> ProjectorStopped | ProjectorOutdated | None:

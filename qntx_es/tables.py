@@ -136,6 +136,7 @@ cursors = Table(
     Column("paused_by", Words),
     Column("paused_at", BigInteger),
     Column("pause_reason", Words),
+    Column("fingerprint", Words),
 )
 
 leases = Table(
@@ -196,6 +197,17 @@ fills = Table(
     Column("holder", Words, nullable=False),
     Column("position", BigInteger, nullable=False),
     Column("kept", Words),
+)
+
+# Where the scrubber found rows of an entity that are not what the log makes of it.
+drifts = Table(
+    "qntx_drifts",
+    metadata,
+    Column("domain", Words, primary_key=True),
+    Column("entity", Words, primary_key=True),
+    Column("table", Words, primary_key=True),
+    Column("found_at", BigInteger, nullable=False),
+    Column("detail", Words, nullable=False),
 )
 
 # How far a recorder of an eventsourcing application has followed another application.

@@ -593,7 +593,7 @@ def create_inbox() -> None:
 
 
 def create_projectors() -> None:
-    """Make the tables of cursors, leases, failures and rebuilds."""
+    """Make the tables of cursors, leases, failures, rebuilds and drifts."""
     op.create_table(
         "qntx_cursors",
         sa.Column("domain", WORDS, primary_key=True),
@@ -608,6 +608,7 @@ def create_projectors() -> None:
         sa.Column("paused_by", WORDS),
         sa.Column("paused_at", sa.BigInteger),
         sa.Column("pause_reason", WORDS),
+        sa.Column("fingerprint", WORDS),
     )
     op.create_table(
         "qntx_leases",
@@ -656,6 +657,14 @@ def create_projectors() -> None:
         sa.Column("holder", WORDS, nullable=False),
         sa.Column("position", sa.BigInteger, nullable=False),
         sa.Column("kept", WORDS),
+    )
+    op.create_table(
+        "qntx_drifts",
+        sa.Column("domain", WORDS, primary_key=True),
+        sa.Column("entity", WORDS, primary_key=True),
+        sa.Column("table", WORDS, primary_key=True),
+        sa.Column("found_at", sa.BigInteger, nullable=False),
+        sa.Column("detail", WORDS, nullable=False),
     )
 
 

@@ -29,9 +29,11 @@ STYLES = {
     "degraded": "yellow",
     "outdated": "yellow",
     "retired": "yellow",
+    "unproved": "yellow",
     "standby": "green",
     "stopped": "bold red",
     "stuck": "bold red",
+    "drifted": "bold red",
 }
 COLUMNS = (
     Column("domain"),
@@ -288,6 +290,8 @@ def _describe(status: ProjectorStatus, out: Output) -> None:
         facts.append(("why", status.why))
     if status.parked:
         facts.append(("parked", status.parked))
+    if status.drifted:
+        facts.append(("drifted", status.drifted))
     if status.lag:
         facts.append(("behind", _duration(status.lag_seconds)))
     if status.pause:
@@ -320,7 +324,7 @@ def _explain(failure: Failure, out: Output) -> None:
 
 
 def _exit_if_any_failed(found: Iterable[ProjectorStatus]) -> None:
-    if any(one.failure is not None for one in found):
+    if any(one.failure is not None or one.drifted for one in found):
         raise typer.Exit(DIFFERENCE)
 
 

@@ -20,6 +20,7 @@ from qntx_es.cli.exits import INTERRUPTED
 from qntx_es.cli.flags import command
 from qntx_es.cli.output import complain
 from qntx_es.cli.session import TIMED, Session, log_to_stderr
+from qntx_es.cli.workers import beside, share_out
 from qntx_es.errors import QntxError
 from qntx_es.host import Host
 
@@ -75,6 +76,12 @@ def run(
             min=0, max=DRAIN_SECONDS_MAX, metavar="SECONDS", help="How long the end may take."
         ),
     ] = DRAIN_SECONDS,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1, max=64, metavar="N", help="How many processes share the work, this one included."
+        ),
+    ] = 1,
 ) -> None:
     """Run projectors, jobs and schedules.
 
@@ -85,7 +92,9 @@ def run(
     with session.host() as host:
         if not session.settings.domains:
             complain(NONE_ENABLED)
-        with told.listening():
+        if workers > 1:
+            share_out(host, workers)
+        with told.listening(), beside(session.settings, workers - 1):
             _run(session, host, told, drain_timeout)
         _tell_end(session, host, told)
     raise typer.Exit(told.code)

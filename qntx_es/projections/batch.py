@@ -148,7 +148,11 @@ class Transaction:
             self.move(self._connection)
             faults.point("batch.before_flush")
         else:
-            self._connection = self._reading.enter_context(self._database.read())
+            # On PostgreSQL each statement is of its own moment anyway; to begin a transaction, and
+            # to roll it back, would be two more ways there and back before rows are visible.
+            database = self._database
+            reading = database.read() if database.is_sqlite else database.alone()
+            self._connection = self._reading.enter_context(reading)
         return self._connection
 
 

@@ -132,7 +132,7 @@ def _differences(name: str, live: Side, rebuilt: Side) -> Iterator[RowDifference
             yield RowDifference(name, other[0], None, other[1], ())
             other = next(theirs, None)
         elif one is not None and other is not None:
-            if columns := tuple(_differing(names, one[1], other[1])):
+            if columns := tuple(differing(names, one[1], other[1])):
                 yield RowDifference(name, *one, other[1], columns)
             one, other = next(ours, None), next(theirs, None)
         else:
@@ -148,7 +148,8 @@ def _in_order(side: Side) -> Iterator[tuple[Key, Values]]:
         yield tuple(row[name] for name in keys), dict(row)
 
 
-def _differing(names: Iterable[str], live: Values, rebuilt: Values) -> Iterator[str]:
+def differing(names: Iterable[str], live: Values, rebuilt: Values) -> Iterator[str]:
+    """Yield the columns whose values are not spelt alike."""
     for name in names:
         if name not in live or name not in rebuilt or repr(live[name]) != repr(rebuilt[name]):
             yield name

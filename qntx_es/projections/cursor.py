@@ -12,7 +12,7 @@ of slices. What holds of the domain (its version, generation, tables, a pause) i
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -20,8 +20,11 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
+    Select,
     Text,
+    Update,
     and_,
+    bindparam,
     case,
     delete,
     func,
@@ -36,6 +39,9 @@ from qntx_es.attestation import instant, microseconds
 from qntx_es.errors import CursorWouldRegress, LeaseLost, LogRegression
 from qntx_es.projections.slices import ALL, Slices
 from qntx_es.tables import attestations, cursors, leases
+
+# What a cursor must still be for whoever moves it.
+COMPARED = ("domain", "first_slice", "last_slice", "position", "token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +62,8 @@ class Cursor:
 
     The rows are those of a `generation` (one life of the tables) built by a `version` of the
     domain. Derive handlers speak of what lies behind `derives_from`. Where `slices` are not all,
-    others of the domain's cursors speak of the other entities.
+    others of the domain's cursors speak of the other entities. `fingerprint` is of the code that
+    made the rows, or found by a verify that it makes the same.
     """
 
     domain: str
@@ -68,6 +75,8 @@ class Cursor:
     tables: tuple[str, ...]
     pause: Pause | None = None
     slices: Slices = ALL
+    # A proof moves nothing: whoever projects goes on, and writes back no older one.
+    fingerprint: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,20 +106,14 @@ def lease_name(domain: str, slices: Slices = ALL) -> str:
 
 def look(connection: Connection, domain: str, now: int, slices: Slices = ALL) -> Look:
     """Read the head, a cursor of the domain, and who holds its lease, all of one moment."""
-    head = select(func.coalesce(func.max(attestations.c.position), 0)).scalar_subquery()
-    held = and_(leases.c.name == lease_name(domain, slices), leases.c.expires_at > now)
-    one = select(literal(1, BigInteger).label("one")).subquery()
-    ours = and_(
-        cursors.c.domain == domain,
-        cursors.c.first_slice == slices.first,
-        cursors.c.last_slice == slices.last,
-    )
-    row = connection.execute(
-        select(head.label("head"), leases.c.holder, leases.c.expires_at, *cursors.c)
-        .select_from(one)
-        .outerjoin(cursors, ours)
-        .outerjoin(leases, held)
-    ).one()
+    asked = {
+        "of": domain,
+        "first": slices.first,
+        "last": slices.last,
+        "lease": lease_name(domain, slices),
+        "now": now,
+    }
+    row = connection.execute(_LOOK, asked).one()
     holder = None
     if row.holder is not None:
         holder = Holder(row.holder, (row.expires_at - now) / 1_000_000)
@@ -170,6 +173,7 @@ def _cursor_of(row: Any) -> Cursor:  # noqa: ANN401 - a row of the cursors
         tables=tuple(json.loads(row.tables)),
         pause=pause_of(row),
         slices=Slices(row.first_slice, row.last_slice),
+        fingerprint=row.fingerprint,
     )
 
 
@@ -183,7 +187,7 @@ def pause_of(row: Any) -> Pause | None:  # noqa: ANN401 - a row of the cursors
 def declare(connection: Connection, cursor: Cursor) -> None:
     """Make the cursor of a domain seen for the first time; leave one that is there as it is."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    made = dialect.insert(cursors).values(_values(cursor))
+    made = dialect.insert(cursors).values(_all_values(cursor))
     connection.execute(made.on_conflict_do_nothing())
 
 
@@ -194,7 +198,7 @@ def recut(connection: Connection, before: Iterable[Cursor], after: Iterable[Curs
         if gone.rowcount != 1:
             raise LeaseLost
     for cursor in after:
-        connection.execute(cursors.insert().values(_values(cursor)))
+        connection.execute(cursors.insert().values(_all_values(cursor)))
 
 
 def advance(cursor: Cursor, to: int, connection: Connection) -> Cursor:
@@ -206,7 +210,14 @@ def advance(cursor: Cursor, to: int, connection: Connection) -> Cursor:
 
 def swap(cursor: Cursor, to: Cursor, connection: Connection) -> Cursor:
     """Hand the cursor to another generation at the same position, under a new token."""
-    return _change(cursor, replace(to, token=cursor.token + 1), connection)
+    proved = {"fingerprint": to.fingerprint}
+    return _change(cursor, replace(to, token=cursor.token + 1), connection, **proved)
+
+
+def prove(connection: Connection, cursor: Cursor, fingerprint: str | None) -> None:
+    """Say which code makes the rows of this generation, of all the domain's ranges."""
+    same = (cursors.c.domain == cursor.domain, cursors.c.generation == cursor.generation)
+    connection.execute(update(cursors).where(*same).values(fingerprint=fingerprint))
 
 
 def fence(cursor: Cursor, connection: Connection, *, pause: Pause | None) -> Cursor:
@@ -223,21 +234,24 @@ def raise_token(connection: Connection, domain: str, slices: Slices) -> None:
     connection.execute(update(cursors).where(*ours).values(token=cursors.c.token + 1))
 
 
-def _change(cursor: Cursor, to: Cursor, connection: Connection) -> Cursor:
-    moved = connection.execute(update(cursors).where(*_is(cursor)).values(_values(to)))
+def _change(cursor: Cursor, to: Cursor, connection: Connection, **beside: str | None) -> Cursor:
+    before, after = _values(cursor), _values(to)
+    compared = {f"was_{name}": before[name] for name in COMPARED}
+    put = {f"to_{name}": value for name, value in after.items()}
+    change = _CHANGE.values(beside) if beside else _CHANGE
+    moved = connection.execute(change, compared | put)
     if moved.rowcount != 1:
         raise LeaseLost
     return to
 
 
-def _is(cursor: Cursor) -> tuple[Any, ...]:
-    return (
-        cursors.c.domain == cursor.domain,
-        cursors.c.first_slice == cursor.slices.first,
-        cursors.c.last_slice == cursor.slices.last,
-        cursors.c.position == cursor.position,
-        cursors.c.token == cursor.token,
-    )
+def _is(cursor: Cursor) -> tuple[ColumnElement[bool], ...]:
+    values = _values(cursor)
+    return tuple(cursors.c[name] == values[name] for name in COMPARED)
+
+
+def _all_values(cursor: Cursor) -> dict[str, Any]:
+    return _values(cursor) | {"fingerprint": cursor.fingerprint}
 
 
 def _values(cursor: Cursor) -> dict[str, Any]:
@@ -255,3 +269,31 @@ def _values(cursor: Cursor) -> dict[str, Any]:
         "paused_at": cursor.pause and microseconds(cursor.pause.at),
         "pause_reason": cursor.pause and cursor.pause.reason,
     }
+
+
+def _look() -> Select[Any]:
+    head = select(func.coalesce(func.max(attestations.c.position), 0)).scalar_subquery()
+    held = and_(leases.c.name == bindparam("lease"), leases.c.expires_at > bindparam("now"))
+    one = select(literal(1, BigInteger).label("one")).subquery()
+    ours = and_(
+        cursors.c.domain == bindparam("of"),
+        cursors.c.first_slice == bindparam("first"),
+        cursors.c.last_slice == bindparam("last"),
+    )
+    return (
+        select(head.label("head"), leases.c.holder, leases.c.expires_at, *cursors.c)
+        .select_from(one)
+        .outerjoin(cursors, ours)
+        .outerjoin(leases, held)
+    )
+
+
+def _change_from() -> Update:
+    was = [cursors.c[name] == bindparam(f"was_{name}") for name in COMPARED]
+    put = [one for one in cursors.c if one is not cursors.c.fingerprint]
+    to = {one.name: bindparam(f"to_{one.name}", type_=one.type) for one in put}
+    return update(cursors).where(*was).values(to)
+
+
+# Made once: for a single attestation, making them took longer than all else that is not waiting.
+_LOOK, _CHANGE = _look(), _change_from()

@@ -24,6 +24,7 @@ from qntx_es.database import UPGRADE_LOCK
 from qntx_es.domain import Domain
 from qntx_es.log import head_of
 from qntx_es.projections.cursor import Cursor, cursors_of, declare
+from qntx_es.projections.fingerprint import fingerprint
 from qntx_es.tables import cursors
 
 LOCK_TIMEOUT = "200ms"
@@ -53,6 +54,7 @@ def create_live(connection: Connection, domain: Domain) -> None:
             generation=1,
             derives_from=head_of(connection),
             tables=tuple(sorted(domain.tables)),
+            fingerprint=fingerprint(domain),
         ),
     )
 

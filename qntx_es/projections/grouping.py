@@ -77,7 +77,7 @@ class Grouping:
         is_read = any(source.keys for source in self._sources.values())
         # A payload that no fold looks at is held against nothing, as in Python.
         self._root = (is_read and plain(fold.payload)) or Plain("object")
-        self._rows = on.rows(fold.payload.context, list(self._root.fields))
+        self._rows = on.rows(fold.payload.context, self._root.fields)
 
     def upsert(self) -> postgresql.Insert | sqlite.Insert:
         """Return the statement; `after` and `until` are its parameters."""

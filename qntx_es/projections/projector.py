@@ -71,6 +71,10 @@ class Projector:
         """Look which ranges there are, before anything is done with one."""
         self._is_known = not self.domain.by_entity
 
+    def holds(self, entity: str) -> bool:
+        """Tell whether this host moves the range that an entity is in."""
+        return any(one.is_holding and one.slices.holds(entity) for one in self._runners.values())
+
     def lease_from(self, leases: Leases | None) -> None:
         """Move only what is held from here on; None means whenever nobody else holds it."""
         if self.domain.inline:

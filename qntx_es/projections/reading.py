@@ -5,7 +5,7 @@ a point or an exponent, since a database would take 1e3 and 1.0 for integers whe
 they are floats. The two classes have the same functions, and differ in all that these do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -53,7 +53,7 @@ class OnSqlite:
 
     slices: Slices = ALL
 
-    def rows(self, context: str, fields: Sequence[str]) -> FromClause:  # noqa: ARG002 - all are in the text
+    def rows(self, context: str, fields: Mapping[str, Plain]) -> FromClause:  # noqa: ARG002 - all are in the text
         """Return what was said in a context between the parameters `after` and `until`."""
         return _range(context, self.slices).add_columns(attestations.c.payload).subquery("said")
 
@@ -105,7 +105,7 @@ class OnPostgresql:
 
     slices: Slices = ALL
 
-    def rows(self, context: str, fields: Sequence[str]) -> FromClause:
+    def rows(self, context: str, fields: Mapping[str, Plain]) -> FromClause:
         """Return what was said in a context between the parameters `after` and `until`."""
         read = _range(context, self.slices)
         if not fields:
@@ -113,19 +113,22 @@ class OnPostgresql:
         payload = cast(attestations.c.payload, JSONB).label("payload")
         # OFFSET 0: otherwise each look at a field would parse the payload, and look, again.
         parsed = read.add_columns(payload).offset(literal_column("0")).subquery("parsed")
-        looked = [_inside(parsed.c.payload, key).label(_field(key)) for key in fields]
+        looked = {key: _inside(parsed.c.payload, key) for key in fields}
+        numbers = [key for key, place in fields.items() if place.kind == "int"]
+        seen = [at.label(_field(key)) for key, at in looked.items()]
+        seen += [_written(looked[key], BigInteger()).label(_number(key)) for key in numbers]
         beside = [parsed.c[name] for name in BESIDE_PAYLOAD]
-        return select(*beside, *looked).offset(literal_column("0")).subquery("said")
+        return select(*beside, *seen).offset(literal_column("0")).subquery("said")
 
     def value(self, rows: FromClause, keys: Sequence[str], kind: Kind) -> ColumnElement[Any]:
         """Return what lies at a place of a plain payload; NULL for null, and for nothing."""
+        if len(keys) == 1 and (read := rows.c.get(_number(keys[0]))) is not None:
+            return read
         at = self._at(rows, keys)
         if kind == "str":
             text = at.op("#>>", return_type=Text())(cast(literal("{}", Text), ARRAY(Text)))
             return text.collate("C")
-        # The cast fails, and the statement with it, for what is written as anything else.
-        written = func.nullif(cast(at, Text), "null")
-        return cast(written, BigInteger if kind == "int" else Boolean)
+        return _written(at, BigInteger() if kind == "int" else Boolean())
 
     def is_absent(self, rows: FromClause, keys: Sequence[str]) -> ColumnElement[bool]:
         """Tell whether nothing lies there, not even null."""
@@ -201,8 +204,17 @@ def _inside(at: ColumnElement[Any], key: str) -> ColumnElement[Any]:
     return at.op("->", return_type=JSONB())(literal(key, Text))
 
 
+def _written(at: ColumnElement[Any], kind: TypeEngine[Any]) -> ColumnElement[Any]:
+    """Return a value by how it is written; the statement fails where that is anything else."""
+    return cast(func.nullif(cast(at, Text), "null"), kind)
+
+
 def _field(key: str) -> str:
     return f"payload.{key}"
+
+
+def _number(key: str) -> str:
+    return f"number.{key}"
 
 
 def _sqlite_path(keys: Sequence[str]) -> str:

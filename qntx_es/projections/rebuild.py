@@ -39,9 +39,12 @@ from qntx_es.projections.certificate import (
 )
 from qntx_es.projections.comparison import Comparison, TableProof
 from qntx_es.projections.cursor import Cursor, cursors_held, fence, lease_name, swap
+from qntx_es.projections.dependants import refuse_dependants, refuse_planned
 from qntx_es.projections.derived import DeriveProof
+from qntx_es.projections.drift import forget_drifts
 from qntx_es.projections.expectation import expectation, unexpected
 from qntx_es.projections.fresh import Fresh, Report, Workers
+from qntx_es.projections.kept import hand_down
 from qntx_es.projections.lease import give_back, holder_name, take_lease
 from qntx_es.projections.ledger import keep_waiting
 from qntx_es.projections.recovery import forget_failure
@@ -130,9 +133,11 @@ class Rebuild:
         Raises `HandlerFailed` where a handler does, `RebuildRunning` where another rebuild or
         verify of the domain is under way, `RebuildLost` where one took over, `RebuildDiffers` where
         what was not expected changed, `LedgerChanged` where a skip came too late for it, `SwapBusy`
-        where readers let the swap not through. All leave live as it was.
+        where readers let the swap not through, and `ForeignDependants` where others would lose what
+        they made on live tables. All leave live as it was.
         """
         fresh = self._fresh
+        refuse_planned(self._database, self._domain)
         with fresh.standing():
             found = self._prove(across_versions=bool(self._expected))
             said = circumstances(
@@ -143,6 +148,7 @@ class Rebuild:
                 actor=self._actor,
             )
             swapped = self._swap(said, found)
+        self._database.recycle()
         faults.point("rebuild.before_drop")
         with self._database.write() as connection:
             generations.drop_replaced(connection, swapped.replaced)
@@ -162,6 +168,7 @@ class Rebuild:
 
     def rehearse(self) -> Comparison:
         """Do all but the swap, and return what it would change. Raises as `run` does."""
+        refuse_planned(self._database, self._domain)
         with self._fresh.standing():
             return with_touches(self._fresh, self._prove(across_versions=True))
 
@@ -245,14 +252,17 @@ class Rebuild:
             live = min(lives, key=attrgetter("position"))
             owed = fresh.owed(connection)
             for cursor in lives:
-                swap(cursor, self._swapped(cursor), connection)
+                swap(cursor, self._swapped(cursor, said), connection)
             forget_failure(connection, live.domain)
+            forget_drifts(connection, live.domain)
             fresh.check_ledger(connection)
             keep_waiting(connection, live.domain, self._domain.version, fresh.waiting)
             there = generations.found_tables(connection, live.tables)
             generations.lock_tables(connection, there)
+            refuse_dependants(connection, live.domain, there)
             fresh.hand_over(connection)
             generations.rename(connection, live, fresh.tables, fresh.generation)
+            hand_down(connection, live, {*fresh.tables}.intersection(there))
             certificate = certificate_of(
                 said,
                 found,
@@ -268,12 +278,13 @@ class Rebuild:
         faults.point("rebuild.after_commit")
         return _Swapped(live, live.position, certificate, attested)
 
-    def _swapped(self, live: Cursor) -> Cursor:
+    def _swapped(self, live: Cursor, said: Circumstances) -> Cursor:
         return replace(
             live,
             version=self._domain.version,
             generation=self._fresh.generation,
             tables=tuple(sorted(self._domain.tables)),
+            fingerprint=said.fingerprint,
         )
 
     def _wait_for_old_snapshots(self) -> None:

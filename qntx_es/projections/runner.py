@@ -27,7 +27,7 @@ from qntx_es.errors import (
     RangeGone,
 )
 from qntx_es.projections.alteration import altered_by_hand
-from qntx_es.projections.batch import Batches, Step
+from qntx_es.projections.batch import READ_MAX, Batches, Step
 from qntx_es.projections.cursor import Cursor, Look, fence, lease_name, look, raise_token
 from qntx_es.projections.generations import bound_waiting
 from qntx_es.projections.lease import Leases
@@ -88,6 +88,12 @@ class Runner:
     # A host may catch up in one thread while another runs: the map of rows is one thread's.
     _alone: Lock = field(default_factory=Lock)
     _stopped_at: Cursor | None = None
+
+    def __post_init__(self) -> None:
+        """Begin large where the database folds: what it gains by that, it gains from the first."""
+        # The batches of an inline domain hold appends up.
+        if self.batches.size_max > READ_MAX and not self.domain.inline:
+            self.size = self.batches.size_max
 
     @property
     def lease(self) -> str:
@@ -186,9 +192,11 @@ class Runner:
                 record_failure(connection, cursor, stuck, now, STUCK)
 
     def _resize(self, step: Step, took: float, seconds: float) -> None:
-        if step.matched < self.size:
+        # A few that took long have waited, and say nothing of how many fit in so many seconds.
+        is_telling = took > seconds and step.matched > SIZE_FIRST
+        if step.matched < self.size and not is_telling:
             return
-        wanted = self.size * seconds / max(took, 1e-3)
+        wanted = step.matched * seconds / max(took, 1e-3)
         self.size = int(max(1, min(self.batches.size_max, wanted, self.size * 2)))
 
     def _find(self, failed: HandlerFailed) -> Step:

@@ -16,9 +16,12 @@ from sqlalchemy import Connection, and_, func, select
 
 from qntx_es.attestation import instant
 from qntx_es.domain import Domain
+from qntx_es.projections.blocked import Blocked, blocked
 from qntx_es.projections.cursor import Pause, lease_of_row, pause_of
+from qntx_es.projections.drift import Drift, first_drifts
+from qntx_es.projections.fingerprint import is_unproved
 from qntx_es.projections.slices import Slices
-from qntx_es.tables import attestations, cursors, failures, fills, leases, parked, rebuilds
+from qntx_es.tables import attestations, cursors, drifts, failures, fills, leases, parked, rebuilds
 
 REBUILD_MICROSECONDS = 60_000_000
 # What is done with fresh tables that never become the live ones.
@@ -51,10 +54,11 @@ class RangeStatus:
 class ProjectorStatus:
     """One projector: `lag` is head less position, `lag_seconds` the age of the first unread.
 
-    `state` is live, standby, inline, paused, stopped, stuck, degraded, outdated, retired or
-    rebuilding; `why` says in words why nothing moves, if nothing does. `parked` counts the entities
-    that wait. Of one that is cut, position and lag are those of the range that is furthest behind,
-    and `ranges` has them all.
+    `state` is live, standby, inline, paused, stopped, stuck, degraded, outdated, retired,
+    rebuilding, drifted or unproved; `why` says in words why nothing moves, if nothing does, or why
+    its rows may not be right. `parked` counts the entities that wait, `drifted` those whose rows
+    the scrubber found to be others; `drifts` are the first. Of one that is cut, position and lag
+    are those of the range that is furthest behind, and `ranges` has them all.
     """
 
     name: str
@@ -72,6 +76,8 @@ class ProjectorStatus:
     holder: str | None
     why: str | None
     ranges: tuple[RangeStatus, ...]
+    drifted: int
+    drifts: tuple[Drift, ...]
 
 
 def statuses(
@@ -88,6 +94,11 @@ def statuses(
     waiting = (
         select(func.count())
         .where(parked.c.domain == cursors.c.domain, parked.c.version == cursors.c.version)
+        .scalar_subquery()
+    )
+    drifted = (
+        select(func.count(drifts.c.entity.distinct()))
+        .where(drifts.c.domain == cursors.c.domain)
         .scalar_subquery()
     )
     stopped = and_(
@@ -110,11 +121,13 @@ def statuses(
             cursors.c.version,
             cursors.c.position.label("at"),
             cursors.c.generation,
+            cursors.c.fingerprint,
             *(cursors.c[name] for name in ("first_slice", "last_slice")),
             *(cursors.c[name] for name in ("paused_by", "paused_at", "pause_reason")),
             head.label("head"),
             first_unread.label("first_unread"),
             waiting.label("parked"),
+            drifted.label("drifted"),
             leases.c.holder,
             failures.c.state.label("failed_as"),
             failures.c.position.label("failed"),
@@ -129,20 +142,28 @@ def statuses(
         .order_by(cursors.c.domain, cursors.c.first_slice)
     )
     rows = connection.execute(asked).all()
+    is_any_behind = any(row.at < row.head for row in rows)
+    waits = blocked(connection) if is_any_behind else {}
     by_domain = groupby(rows, key=attrgetter("domain"))
-    return [_status(list(some), domains.get(name), now) for name, some in by_domain]
+    return [
+        _status(connection, list(some), domains.get(name), now, waits.get(name))
+        for name, some in by_domain
+    ]
 
 
 def _status(
+    connection: Connection,
     rows: Sequence[Any],  # the rows of the query above that are a domain's
     domain: Domain | None,
     now: int,
+    blocked_by: Blocked | None,
 ) -> ProjectorStatus:
     row = min(rows, key=attrgetter("at"))
     ranges = tuple(map(_range_status, rows))
     failure = next((one.failure for one in ranges if one.failure is not None), None)
     holders = sorted({one.holder for one in ranges if one.holder is not None})
     state = _state(rows, domain)
+    found = first_drifts(connection, row.domain) if row.drifted else ()
     since = row.first_unread
     return ProjectorStatus(
         name=row.domain,
@@ -158,8 +179,12 @@ def _status(
         failure=failure,
         rebuild=None if row.rebuild is None else f"{row.rebuild}, {row.filled} of {row.target}",
         holder=", ".join(holders) or None,
-        why=_why(state, row, failure, domain),
+        why=_why(state, row, failure, domain)
+        or _doubt(state, row, found)
+        or _waits(row, blocked_by),
         ranges=ranges,
+        drifted=row.drifted,
+        drifts=found,
     )
 
 
@@ -175,17 +200,32 @@ def _range_status(row: Any) -> RangeStatus:  # noqa: ANN401 - a row of the query
 
 def _state(rows: Sequence[Any], domain: Domain | None) -> str:
     row = rows[0]
-    is_inline = domain is not None and domain.inline
     if row.rebuild not in (None, *IN_THE_DARK):
         return "rebuilding"
     if row.paused_by is not None:
         return "paused"
     if domain is not None and domain.version != row.version:
         return "outdated" if domain.version > row.version else "retired"
+    return _state_as_it_runs(rows, domain)
+
+
+def _state_as_it_runs(rows: Sequence[Any], domain: Domain | None) -> str:
+    row = rows[0]
+    is_inline = domain is not None and domain.inline
     failed_as = next((one.failed_as for one in rows if one.failed is not None), None)
     if failed_as is not None:
         return "degraded" if is_inline else str(failed_as)
+    if row.drifted:
+        return "drifted"
+    if domain is not None and is_unproved(domain, row.fingerprint):
+        return "unproved"
     return "inline" if is_inline else "live"
+
+
+def _waits(row: Any, blocked_by: Blocked | None) -> str | None:  # noqa: ANN401 - as above
+    if blocked_by is not None:
+        return str(blocked_by)
+    return f"{row.parked} entities are parked, and wait to be retried" if row.parked else None
 
 
 def _why(
@@ -206,4 +246,16 @@ def _why(
         return f"{state} at {failure.position}: `{failure.handler}` {failure.error}"
     if state == "live" and row.holder is None and row.at < row.head:
         return "unowned: no running host holds its lease"
-    return f"{row.parked} entities are parked, and wait to be retried" if row.parked else None
+    return None
+
+
+def _doubt(state: str, row: Any, found: Sequence[Drift]) -> str | None:  # noqa: ANN401 - a row of the query above
+    """Say why the rows may not be what the log makes, and how that is settled."""
+    if state == "unproved":
+        return (
+            f"its code is not the one that made the rows: qntx-es projections verify {row.domain}"
+        )
+    if state == "drifted" and found:
+        first = f"{found[0]}, since {found[0].found_at:%Y-%m-%d %H:%M} UTC"
+        return f"{first}: qntx-es projections verify {row.domain} tells all, rebuild mends it"
+    return None

@@ -20,6 +20,9 @@ LOOK_SECONDS_MAX = 1.0
 TROUBLE_SECONDS_MAX = 10.0
 # How soon after its end somebody looks for a lease.
 EXPIRY_SECONDS = 0.01
+# What a pass has projected already may be looked at a little later, and not at each append: whoever
+# is waited for goes first.
+INLINE_SECONDS = 0.05
 
 # What becomes of a projector that is to stand still: nothing, and it looks again as ever.
 STANDS_STILL = Progress()
@@ -89,6 +92,8 @@ class Supervisor:
                 if seen.seconds is not None:
                     pause = min(pause, seen.seconds + EXPIRY_SECONDS)
             wake.wait(pause)
+            if projector.domain.inline:
+                self._stopping.wait(INLINE_SECONDS)
 
     def _advance(self, projector: Projector) -> Progress | None:
         try:

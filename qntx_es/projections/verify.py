@@ -23,9 +23,11 @@ from qntx_es.projections.certificate import (
     verified,
 )
 from qntx_es.projections.comparison import Comparison, Side, TableProof, compared
-from qntx_es.projections.cursor import Cursor
+from qntx_es.projections.cursor import Cursor, prove
 from qntx_es.projections.derived import DeriveProof
 from qntx_es.projections.digest import digest
+from qntx_es.projections.drift import forget_drifts
+from qntx_es.projections.fingerprint import fingerprint
 from qntx_es.projections.fresh import Fresh, Report, live_cursors
 from qntx_es.projections.touches import Touches
 from qntx_es.sequencer import Sequencer
@@ -66,8 +68,9 @@ def verify(  # noqa: PLR0913 - one keyword a part
 ) -> Verified:
     """Compare the live rows with the fold of the log, and say what wrote the first that differ.
 
-    Live is never touched. Raises `RebuildRunning`, `ProjectorOutdated` where the tables are of
-    another version, and `HandlerFailed` where a handler raises.
+    The live rows are never touched; where all is the same they are proved. Raises `RebuildRunning`,
+    `ProjectorOutdated` where the tables are of another version, and `HandlerFailed` where a handler
+    raises.
     """
     found = _compared_in_the_dark(Fresh(database, sequencer, domain, progress), first)
     said = circumstances(database, log, domain, position=found.position, actor=actor)
@@ -92,8 +95,17 @@ def _compared_in_the_dark(fresh: Fresh, first: int) -> Comparison:
             live_of(connection, fresh.domain)
         fresh.fill("verifying")
         found = compare(fresh, "verifying", first=first)
+        if found.is_same:
+            _keep_proof(fresh, found)
         fresh.tell("verifying", found.position)
         return with_touches(fresh, found)
+
+
+def _keep_proof(fresh: Fresh, found: Comparison) -> None:
+    """Let it be known that this code makes the rows of that generation."""
+    with fresh.database.write() as connection:
+        prove(connection, found.lives[0], fingerprint(fresh.domain))
+        forget_drifts(connection, fresh.domain.name)
 
 
 def compare(fresh: Fresh, state: str, *, first: int, across_versions: bool = False) -> Comparison:

@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import CompletedProcess, Popen
 from typing import Any, TypeAlias
@@ -10,7 +11,8 @@ from typing import Any, TypeAlias
 import pytest
 from sqlalchemy import select
 
-from qntx_es import Attestation, Host, ProjectorStopped
+from qntx_es import Attestation, Drift, Host, ProjectorStopped
+from qntx_es.projections.drift import keep_drifts
 
 Qntx: TypeAlias = Callable[..., CompletedProcess[str]]
 Each: TypeAlias = Callable[..., list[CompletedProcess[str]]]
@@ -32,6 +34,8 @@ KEYS = [
     "holder",
     "why",
     "ranges",
+    "drifted",
+    "drifts",
 ]
 
 
@@ -75,6 +79,30 @@ def test_projectors_are_listed_with_their_lag(each: Each, opened: Opened, url: s
     assert titles[:5] == ["domain", "version", "state", "cursor", "lag"]
     assert ["shop", "1", "live", "3", "2"] in [row[:5] for row in rows]
     assert not set(listed.stdout) & set("─│━\x1b")
+
+
+def test_drift_is_seen_without_the_code(each: Each, opened: Opened, sqlite_url: str) -> None:
+    """What a scrub has found ends the list and the status with 3, and is told in harmless words."""
+    host = opened(sqlite_url)
+    now = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+    found = Drift("[red]\x1b", "shop_orders", "row ('[red]',) is missing", now)
+    with host.database.write() as connection:
+        keep_drifts(connection, "shop", found.entity, [found])
+
+    listed, status, as_json = each(
+        ("projections", "list", "--database", sqlite_url),
+        ("projections", "status", "shop", "--database", sqlite_url),
+        ("projections", "status", "shop", "--database", sqlite_url, "--json"),
+    )
+
+    assert listed.returncode == status.returncode == as_json.returncode == 3
+    assert "drifted" in listed.stdout
+    told = " ".join(status.stdout.split())
+    assert "in shop_orders: row ('[red]',) is missing, since 2026-01-02 03:04 UTC" in told
+    assert "\x1b" not in listed.stdout + status.stdout
+    document = json.loads(as_json.stdout)
+    assert (document["state"], document["drifted"]) == ("drifted", 1)
+    assert document["drifts"][0]["entity"] == found.entity
 
 
 def test_what_stands_still_is_seen_though_its_domain_is_broken(

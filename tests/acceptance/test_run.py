@@ -1,8 +1,11 @@
 """`qntx-es run`: everything runs until told to stop, and then stops well."""
 
 import json
+import os
 import signal
+import time
 from collections.abc import Callable
+from pathlib import Path
 from subprocess import Popen
 from typing import TypeAlias
 
@@ -71,3 +74,32 @@ def test_a_job_that_does_not_end_is_cut_off(
 
     assert process.returncode == 0
     assert "ended at once: what was in hand is done again by the next run" in complaint
+
+
+def test_workers_share_what_may_be_cut(
+    started: Started, opened: Opened, shop: Path, url: str
+) -> None:
+    """Processes hold a range each; one that is killed is started anew, and all end together."""
+    shop.write_text(shop.read_text().replace("version=1,", "version=1, by_entity=True,"))
+    host = opened(url)
+    process = started("run", "--database", url, "--domains", "shop", "--workers", "2")
+    first_line(process)
+
+    def holders() -> set[str]:
+        (found,) = [one for one in host.statuses() if one.name == "shop"]
+        return {one.holder for one in found.ranges if one.holder}
+
+    deadline = time.monotonic() + 30
+    while len(holders()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    host.wait_for(place(host, "a"), "shop", timeout=30)
+    (worker,) = {int(one.split(":")[-2]) for one in holders()} - {process.pid}
+    os.kill(worker, signal.SIGKILL)
+    assert process.stderr is not None
+    while "started anew" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+
+    assert process.returncode == 0

@@ -129,6 +129,27 @@ def test_a_rebuild_swaps_what_was_expected_and_nothing_else(
     )
 
 
+def test_what_others_made_is_refused_by_name(
+    each: Each, opened: Opened, shop: Path, sqlite_url: str
+) -> None:
+    """What a swap would take from others ends a rebuild and its rehearsal with 1."""
+    host = filled(opened(sqlite_url))
+    with host.database.write() as connection:
+        connection.execute(
+            text("CREATE TRIGGER mine AFTER UPDATE ON shop_orders BEGIN SELECT 1; END")
+        )
+    flags = ("shop", "--database", sqlite_url, "--domains", shop.stem)
+
+    refused = each(
+        ("projections", "rebuild", *flags),
+        ("projections", "rebuild", "--dry-run", *flags),
+    )
+
+    assert [one.returncode for one in refused] == [1, 1]
+    assert all("trigger mine on table shop_orders" in one.stderr for one in refused)
+    assert tables_of(host) == {"shop_orders"}
+
+
 def test_tables_of_another_time(each: Each, qntx: Qntx, host: Host, url: str) -> None:
     """`--to` a position `--into` a prefix makes tables that `diff` holds against the live ones."""
     flags = ("--database", url, "--domains", "shop")

@@ -232,3 +232,26 @@ def test_the_database_folds_only_where_nobody_can_tell() -> None:
 
     assert is_apart(shop_of()[0])
     assert not any(map(is_apart, (validated, shared, unique)))
+
+
+def test_the_first_portion_is_a_large_one_and_the_next_keeps_the_time(host_of: HostOf) -> None:
+    """A few hundred are one statement from the start; what took too long is less the next time."""
+    shop, _ = shop_of()
+    host = host_of(shop)
+    sell(host, *range(1_000))
+    (runner,) = host._projectors["shop"].runners  # noqa: SLF001 - one portion after the other
+
+    first = runner.advance(seconds=1e-6)
+    sell(host, *range(1_000))
+    second = runner.advance()
+
+    assert first.position == 1_000
+    assert second.position < 2_000
+
+
+def test_an_inline_domain_begins_with_a_small_portion(host_of: HostOf) -> None:
+    """Appends wait for it, so how much fits is found out from below."""
+    shop, _ = shop_of(inline=True)
+    (runner,) = host_of(shop)._projectors["shop"].runners  # noqa: SLF001 - what it would begin with
+
+    assert runner.size < runner.batches.size_max

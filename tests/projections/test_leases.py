@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, Integer, String, select
+from sqlalchemy import Column, Integer, String, func, select, text
 
 from qntx_es import Attestation, Domain, Host, Payload, Recorded, Rows, Settings, faults
 from qntx_es.errors import LeaseLost
@@ -207,6 +207,23 @@ def test_a_batch_that_does_not_end_is_fenced_and_shown(host_of: Callable[..., Ho
     assert (moves_of(host), len(calls)) == (1, 2)
 
 
+@pytest.mark.parametrize("held", ["qntx_cursors WHERE domain = 'ledger'", "ledger_counts"])
+def test_whoever_holds_a_lock_is_named(postgres_url: str, held: str) -> None:
+    """Where a projector waits for somebody's transaction, its status says whose, and how long."""
+    with Host(postgres_url, [make()]) as host:
+        host.upgrade()
+        with host.running():
+            host.wait_for(move(host), "ledger")
+            with host.database.engine.connect() as somebody:
+                pid = somebody.execute(select(func.pg_backend_pid())).scalar_one()
+                somebody.execute(text(f"SELECT * FROM {held} FOR UPDATE"))  # noqa: S608 - of these two
+                move(host)
+
+                wait_until(lambda: "a lock held by" in (status_of(host).why or ""))
+
+                assert f"process {pid}, for " in (status_of(host).why or "")
+
+
 @pytest.mark.crash_at_every_call
 def test_a_host_ends_though_a_handler_does_not(host_of: Callable[..., Host]) -> None:
     """Past the time to drain, what is in hand is cut off like a kill, and its lease lapses."""
@@ -255,4 +272,4 @@ def test_clocks_that_are_apart_or_jump_change_nothing(url: str) -> None:
             for host in hosts:
                 host.wait_for(move(host, 3), "ledger", timeout=BOUND)
 
-    assert moves_of(hosts[0]) == 30
+        assert moves_of(hosts[0]) == 30
