@@ -19,7 +19,7 @@ from qntx_es import (
     faults,
 )
 from qntx_es.attestation import derived_id
-from qntx_es.projections import fresh
+from qntx_es.projections import filling
 from qntx_es.projections.recovery import HandlerFailed
 from qntx_es.projections.starts import DeriveStarted
 from qntx_es.tables import rebuilds
@@ -177,8 +177,8 @@ def test_looking_back_is_killed_and_done_again(
     host: Host, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed between its chunks or before its last word, it claims nothing; again, it is whole."""
-    monkeypatch.setattr(fresh, "READ_MAX", 4)
-    monkeypatch.setattr(fresh, "BATCH_SECONDS", 0.0)
+    monkeypatch.setattr(filling, "SIZE_FIRST", 4)
+    monkeypatch.setattr(filling, "BATCH_SECONDS", 0.0)
     chunks = [0]
 
     def kill() -> None:
