@@ -72,7 +72,17 @@ WAL_PAGES = "qntx_wal_pages"
 RECYCLED = "qntx_recycled"
 # PostgreSQL's clock, in microseconds since 1970.
 CLOCK = func.floor(func.extract("epoch", func.clock_timestamp()) * 1_000_000)
+# What the names of the framework's own tables begin with.
+_OURS = ("qntx_", "pulse_")
 UPGRADE_LOCK = 0x716E7478_00000001  # "qntx" in the upper half: a key nobody else will choose
+
+
+def include_name(name: str | None, kind: str, _parents: object = None) -> bool:
+    """Tell an application's alembic, as its `include_name`, what is not a table of the framework's.
+
+    Those of domains are told apart by a host: `Host.include_name`.
+    """
+    return kind != "table" or name is None or not name.startswith(_OURS)
 
 
 class Database:

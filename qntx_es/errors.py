@@ -132,10 +132,10 @@ class AppendConditionFailed(QntxError):
 class LogRegression(QntxError):
     """The log ends before what was read of it: it was restored, or it is another one."""
 
-    def __init__(self, after: int, head: int) -> None:
+    def __init__(self, after: int, head: int, remedy: str = "Read it anew") -> None:
         super().__init__(
             f"position {after} was read, and the log ends at {head}: it was restored from a "
-            "backup, or it is another log. Read it anew"
+            f"backup, or it is another log. {remedy}"
         )
 
 

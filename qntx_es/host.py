@@ -26,8 +26,9 @@ from qntx_es import indexes
 from qntx_es.attestation import Attestation, Json, Payload, Recorded, problems_of
 from qntx_es.ax import Ax, parse
 from qntx_es.catalogue import Context, Found, catalogue, found_in
+from qntx_es.columns import GENERATION
 from qntx_es.config import Settings, somebody
-from qntx_es.database import Database
+from qntx_es.database import Database, include_name
 from qntx_es.discovery import find_domain
 from qntx_es.domain import OPEN, RESERVED, Domain
 from qntx_es.errors import (
@@ -47,7 +48,7 @@ from qntx_es.projections import generations
 from qntx_es.projections.arrival import PATIENCE_SECONDS, arrival
 from qntx_es.projections.batch import Batches
 from qntx_es.projections.comparison import Comparison
-from qntx_es.projections.cursor import cursors_of
+from qntx_es.projections.cursor import cursors_of, refuse_regression
 from qntx_es.projections.cutting import Cutting
 from qntx_es.projections.drift import Drift
 from qntx_es.projections.fingerprint import fingerprint
@@ -597,6 +598,12 @@ class Host:
             return found
         return [self._as_seen_here(one) for one in found]
 
+    def include_name(self, name: str | None, kind: str, parents: object = None) -> bool:
+        """Tell an application's alembic, as its `include_name`, what is no table of this host's."""
+        ours = {table for domain in self.domains.values() for table in domain.tables}
+        is_read_model = kind == "table" and GENERATION.sub("", name or "") in ours
+        return not is_read_model and include_name(name, kind, parents)
+
     def _as_seen_here(self, status: ProjectorStatus) -> ProjectorStatus:
         projector = self._projectors.get(status.name)
         is_anothers = projector is not None and status.holder and not projector.is_holding
@@ -673,7 +680,10 @@ class Host:
                 _hold_against(said, domain.chain(domain.payloads[said.context]))
 
     def get_ready(self) -> None:
-        """Check the database, and make what domains seen first need; once, at the first call."""
+        """Check the database, and make what domains seen first need; once, at the first call.
+
+        Raises `LogRegression` where an older log was restored under newer read models.
+        """
         if self._is_ready:
             return
         with self._setting_up:
@@ -682,6 +692,8 @@ class Host:
             self._declare()
 
     def _declare(self) -> None:
+        with self.database.read() as connection:
+            refuse_regression(connection)
         for domain in self._undeclared():
             try:
                 with self.database.write() as connection:

@@ -1,6 +1,9 @@
 """What every test may ask for: a fresh database of each kind, and the depth of properties.
 
 Every test that touches a database runs on both, so none can rely on one of them unawares.
+
+Tests are named for what they promise. What the order of the log and the projections have to stand
+has a name as well, short enough to ask for: `pytest -m gap` runs whatever holds that one.
 """
 
 import os
@@ -17,6 +20,67 @@ settings.register_profile("qntx", deadline=None)
 settings.register_profile("qntx-ci", deadline=None, derandomize=True, max_examples=50)
 settings.register_profile("qntx-nightly", deadline=None, max_examples=2_000, print_blob=True)
 settings.load_profile("qntx-ci" if os.environ.get("CI") else "qntx")
+
+# What is provoked, and what must hold then: test_every_name_is_held sees to it that it is tried.
+NAMES = {
+    # The order of the log.
+    "gap": "commits in any order: seen is what was committed, in order, dense, nothing twice",
+    "lock_and_head_in_one_statement": "a pass that is written so is found by the checks of `gap`",
+    "holes": "whatever is undone behind an insert leaves no hole",
+    "whole_and_causal": "no transaction is interleaved, and no effect stands before its cause",
+    "stalled_holder": "a pass that stops before its commit: others go on, and it cannot commit",
+    "look_again": "what comes in at any point of a pass enters, though its holder be killed there",
+    "old_snapshot": "a pass costs what it cost before, whatever an idle transaction keeps",
+    "caller_session": "exactly what lives at the caller's commit is appended, however he commits",
+    "conditions": "of conflicting appends one succeeds, unrelated ones all do, at one cost",
+    "same_id": "one attestation, one receipt for the same bytes, a named refusal for others",
+    "append_only": "UPDATE, DELETE and TRUNCATE are refused to the owner too",
+    "replica": "a reader of a replica sees a dense beginning of the log, and nothing new behind",
+    # Batches.
+    "crash_at_every_call": "rows, derived attestations and cursor agree after any crash, and go on",
+    "batch_never_shows": "any cutting of a log into batches gives the same rows",
+    "rows_model": "rows are a dictionary, on both databases",
+    "fold_meaning": "a fold means the same in SQL as in Python",
+    "many_keys": "tens of thousands of keys in a batch, by two crosswise: no deadlock",
+    "ceiling": "what is committed between any two reads of a batch is not passed over",
+    "sparse": "a projector of a rare context arrives, is waited for, and does not begin anew",
+    "zombie": "whoever is stopped beyond its lease, at any step, cannot commit",
+    "leases": "a lease is kept for as long as its holder lives, whatever the clocks say",
+    # Derived attestations, and inline.
+    "derive_once": "every source's ids are there exactly once, whatever happens meanwhile",
+    "derive_drift": "a handler that says other things is reported, and the log stays as it is",
+    "new_derive": "a new handler is silent about the past, and says exactly what it is asked for",
+    "loops": "a chain that feeds itself ends, or is parked and told",
+    "inline_leaves_nothing_out": "whoever appends, and whatever fails, the rows end as the fold",
+    # Rebuilds.
+    "rebuild_killed": "live is untouched until the swap, and the next rebuild gives the same",
+    "swap_under_readers": "no reader meets a missing or empty table, and appends go on",
+    "swap_keeps": "grants, owner and comments stay; what would be left behind is refused",
+    "prepared": "prepared statements go on after a swap, or the engines recover",
+    "old_code": "old and new versions side by side write no row of the wrong shape",
+    "verify_finds": "any changed, added or deleted row is found, and nothing where nothing is",
+    # What fails, who runs, and what is seen of it.
+    "failing": "others never wait, and what was retried is as if it had never failed",
+    "recut": "ranges are split and merged under runners, and nothing is lost or met twice",
+    "slices": "an entity has the same slice for ever",
+    "hints": "whatever becomes of a hint, what was appended is met as soon as one looks",
+    "dead_reader": "where nobody runs lag or waiting grows, and status says why",
+    "restored": "an older log under newer cursors is refused, with the remedy",
+    "watching": "whoever looks at the status takes no lock on a cursor, nor a connection each time",
+    "autogenerate": "an application's alembic sees none of our tables",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make a marker of each name."""
+    for name, what in NAMES.items():
+        config.addinivalue_line("markers", f"{name}: {what}")
+
+
+@pytest.fixture
+def names() -> dict[str, str]:
+    """Return each name, with what must hold."""
+    return NAMES
 
 
 @pytest.fixture(scope="session")

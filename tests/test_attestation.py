@@ -149,6 +149,7 @@ def test_a_source_with_an_id_of_its_own_making_has_derived_ids_too(source: str) 
     assert UUID(derived_id(source, "a")).version == 8
 
 
+@pytest.mark.slices
 @pytest.mark.parametrize(
     ("entity", "slice_number"),
     [

@@ -3,8 +3,10 @@
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from qntx_es import (
     AppendConditionFailed,
@@ -149,6 +151,7 @@ def test_said_again_is_answered_and_not_refused(log: Log) -> None:
     assert again.position == first.position == log.head()
 
 
+@pytest.mark.conditions
 @pytest.mark.parametrize("kind", ["unless", "version"])
 def test_of_conflicting_appends_one_succeeds_and_unrelated_ones_all_do(log: Log, kind: str) -> None:
     """Eight threads decide on one reading of each of five entities: five are believed."""
@@ -202,3 +205,23 @@ def test_tags_are_part_of_what_is_said(log: Log) -> None:
     log.append(said("a", id="one", tags=("x",)))
     with pytest.raises(QntxError, match="already names another"):
         log.append(said("a", id="one", tags=("y",)))
+
+
+@pytest.mark.conditions
+def test_however_old_a_reading_is_little_is_looked_at_under_the_lock(log: Log) -> None:
+    """What lies behind `after` is searched before the lock is had, and under it what came since."""
+    log.append([said(f"{n}") for n in range(2_000)])
+    searched: list[tuple[bool, set[int]]] = []
+
+    def look(*each: Any) -> None:  # noqa: ANN401 - SQLAlchemy's
+        statement, parameters = each[2:4]
+        values = parameters.values() if isinstance(parameters, dict) else parameters
+        if "nobody" in values:
+            positions = {one for one in values if isinstance(one, int) and one > 1}
+            searched.append((".position >" in statement, positions))
+
+    event.listen(log._database.engine, "before_cursor_execute", look)  # noqa: SLF001 - what is asked of it
+    log.append(said("a"), unless=Ax(entities="nobody"), after=0)
+
+    # From the beginning up to the head without the lock; with it only behind that head.
+    assert searched == [(False, {2_000}), (True, {2_000})]

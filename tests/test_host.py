@@ -201,6 +201,7 @@ def test_waiting_ends(host_of: Callable[..., Host]) -> None:
     host.wait_for(0, "code", timeout=0)
 
 
+@pytest.mark.inline_leaves_nothing_out
 def test_an_inline_domain_is_there_with_the_append(host_of: Callable[..., Host]) -> None:
     """Its rows hold what was appended when the append returns, and a rebuild agrees."""
     host = host_of(counting(inline=True))
@@ -211,6 +212,7 @@ def test_an_inline_domain_is_there_with_the_append(host_of: Callable[..., Host])
     assert host.rebuild("code").is_same
 
 
+@pytest.mark.inline_leaves_nothing_out
 def test_an_inline_domain_that_fails_holds_up_no_append(host_of: Callable[..., Host]) -> None:
     """A handler that raises degrades its domain, and the append goes through."""
     domain = Domain("code", inline=True)

@@ -187,6 +187,7 @@ def test_two_statements_of_one_id_in_one_append_are_refused(log: Log) -> None:
     assert log.head() == 0
 
 
+@pytest.mark.same_id
 def test_the_same_statement_from_many_threads_is_there_once(log: Log) -> None:
     """Appended by eight threads at the same time, it has one position and all receipts say so."""
     found: list[int] = []
@@ -206,6 +207,7 @@ def test_the_same_statement_from_many_threads_is_there_once(log: Log) -> None:
     assert [one.id for one in log.read()] == ["x", "y"]
 
 
+@pytest.mark.same_id
 def test_of_two_statements_with_one_id_from_threads_one_is_refused(log: Log) -> None:
     """Of eight different statements under one id exactly one is in the log, the rest refused."""
     refused: list[ConflictingAttestation] = []

@@ -9,11 +9,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from sqlalchemy import Connection, text
 
-from qntx_es import Attestation, Ax, ConflictingAttestation, LogBusy, PositionPending, faults
+from qntx_es import (
+    Attestation,
+    Ax,
+    ConflictingAttestation,
+    Host,
+    LogBusy,
+    PositionPending,
+    faults,
+)
 from qntx_es.database import Database
 from qntx_es.inbox import PASS_ROWS_MAX
 from qntx_es.log import Log
@@ -93,6 +102,7 @@ def test_what_a_caller_drops_comes_with_his_commit(on: Opened) -> None:
     assert on.log.waiting() == 0
 
 
+@pytest.mark.holes
 def test_what_a_caller_rolls_back_was_never_said(on: Opened) -> None:
     """A rollback leaves nothing, neither in the log nor waiting, and no position is missing."""
 
@@ -137,6 +147,7 @@ def test_nobody_sees_what_is_not_committed(pg: Opened, begin: Callable[[], Conne
     assert pg.entities() == ["0", "1", "2", "late"]
 
 
+@pytest.mark.whole_and_causal
 def test_whole_transactions_are_ordered_by_their_last_number(
     pg: Opened, begin: Callable[[], Connection]
 ) -> None:
@@ -155,6 +166,7 @@ def test_whole_transactions_are_ordered_by_their_last_number(
     assert pg.entities() == ["c1", "c2", "b1", "b2", "a1", "a2", "a3"]
 
 
+@pytest.mark.whole_and_causal
 def test_no_effect_stands_before_its_cause(pg: Opened, begin: Callable[[], Connection]) -> None:
     """Who has read another's commit comes after it, though he began to speak before."""
     effect, cause = begin(), begin()
@@ -202,6 +214,45 @@ def test_a_callers_isolation_changes_nothing(pg: Opened, stack: ExitStack, level
     assert pg.entities() == ["meanwhile", "said"]
 
 
+@pytest.mark.same_id
+@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+@pytest.mark.parametrize("is_same", [True, False])
+def test_of_twins_in_flight_at_any_isolation_one_is_there(
+    pg: Opened,
+    stack: ExitStack,
+    level: str,
+    is_same: bool,  # noqa: FBT001 - drawn by name
+) -> None:
+    """Who waited for his twin says the same, is refused by name, or is told to begin again."""
+    engine = pg.database.engine.execution_options(isolation_level=level)
+    first, second = (stack.enter_context(engine.connect()) for _ in range(2))
+    for caller in (first, second):
+        caller.execute(text("SELECT count(*) FROM qntx_attestations"))
+    pg.sequencer.drop(first, [said("one", id="x")])
+    with ThreadPoolExecutor(1) as pool:
+        twin = said("one" if is_same else "another", id="x")
+        late = pool.submit(pg.sequencer.drop, second, [twin])
+        until(lambda: waits_for_a_transaction(pg))
+        first.commit()
+        trouble = late.exception(BOUND)
+    (second.rollback if trouble else second.commit)()
+    pg.sequencer.run_pass()
+
+    assert pg.entities() == ["one"]
+    if level == "READ COMMITTED":
+        assert trouble is None if is_same else isinstance(trouble, ConflictingAttestation)
+    else:
+        assert "could not serialize access" in str(trouble)
+    assert pg.log.append(said("one", id="x")).position == 1
+
+
+def waits_for_a_transaction(pg: Opened) -> bool:
+    """Tell whether somebody waits for another's transaction to end."""
+    asked = text("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'")
+    with pg.database.read() as connection:
+        return bool(connection.execute(asked).scalar_one())
+
+
 def test_the_same_statement_waiting_and_appended_is_there_once(pg: Opened) -> None:
     """A twin in the inbox and an append of the same bytes are one attestation."""
     with pg.database.write() as connection:
@@ -239,6 +290,7 @@ def test_other_bytes_in_the_inbox_are_refused(on: Opened) -> None:
     assert on.entities() == ["a"]
 
 
+@pytest.mark.holes
 def test_a_twin_in_flight_is_dropped_without_a_hole(
     pg: Opened, begin: Callable[[], Connection]
 ) -> None:
@@ -254,6 +306,7 @@ def test_a_twin_in_flight_is_dropped_without_a_hole(
     assert pg.log.waiting() == 0
 
 
+@pytest.mark.same_id
 def test_a_conflicting_twin_in_flight_does_not_vanish_in_silence(
     pg: Opened, begin: Callable[[], Connection]
 ) -> None:
@@ -360,6 +413,7 @@ BEFORE_COMMIT = """
 """
 
 
+@pytest.mark.look_again
 @pytest.mark.parametrize("how", ["append", "condition", "decide", "run_pass", "join"])
 def test_who_lets_go_looks_again(pg: Opened, begin: Callable[[], Connection], how: str) -> None:
     """What came to the inbox while the lock was held is numbered by whoever held it."""
@@ -406,6 +460,7 @@ def waits_at_the_gate(pg: Opened) -> bool:
         return bool(connection.execute(asked).scalar_one())
 
 
+@pytest.mark.holes
 def test_an_append_that_fails_at_its_commit_leaves_no_hole(on: Opened) -> None:
     """A crash before the commit leaves neither rows nor a gap in the numbers."""
 
@@ -419,6 +474,7 @@ def test_an_append_that_fails_at_its_commit_leaves_no_hole(on: Opened) -> None:
     assert on.entities() == ["next"]
 
 
+@pytest.mark.same_id
 def test_an_append_whose_answer_was_lost_can_be_sent_again(on: Opened) -> None:
     """After a crash behind the commit the same append gives the first receipts."""
 
@@ -459,9 +515,15 @@ def test_a_process_killed_while_waiting_loses_nothing_it_committed(pg: Opened, u
     assert pg.entities() == ["one", "two", "next"]
 
 
-def test_a_stopped_process_is_cut_off_and_cannot_commit(pg: Opened, url_of: str) -> None:
+@pytest.mark.stalled_holder
+@pytest.mark.parametrize(
+    "holds", [pytest.param("before it moves", marks=pytest.mark.nightly), "before its commit"]
+)
+def test_a_stopped_process_is_cut_off_and_cannot_commit(
+    pg: Opened, url_of: str, holds: str
+) -> None:
     """A holder that is stopped loses the lock, and waking up it cannot commit over others."""
-    with child(HOLD, url_of, "1") as process:
+    with child(HOLD if holds == "before it moves" else HOLD_MOVED, url_of, "1") as process:
         wait_for_line(process)
         process.send_signal(signal.SIGSTOP)
         try:
@@ -474,6 +536,42 @@ def test_a_stopped_process_is_cut_off_and_cannot_commit(pg: Opened, url_of: str)
         assert process.wait(BOUND) != 0
 
     assert pg.entities() == ["others"]
+
+
+@pytest.mark.look_again
+def test_what_came_during_the_pass_of_a_killed_process_enters_by_itself(
+    pg: Opened, url_of: str
+) -> None:
+    """Wherever a holder is killed, a running host finds what waits without any further append."""
+    points = ("pass.after_lock", "pass.before_commit", "pass.after_commit")
+    with Host(url_of) as host, child(STAND_STILL, url_of) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for count, point in enumerate(points):
+            drop(pg, f"before {point}")
+            process.stdin.write(f"{point}\n")
+            process.stdin.flush()
+            holder = int(process.stdout.readline())
+            wait_for_line(process)
+            drop(pg, f"during {point}")
+            os.kill(holder, signal.SIGKILL)
+
+            with host.running():
+                until(partial(has_grown, pg, 2 * count + 2))
+        process.kill()
+
+    assert pg.entities() == [f"{when} {one}" for one in points for when in ("before", "during")]
+
+
+def has_grown(pg: Opened, head: int) -> bool:
+    """Tell whether the log ends there by now."""
+    return pg.log.head() == head
+
+
+def drop(pg: Opened, entity: str) -> None:
+    """Leave a statement in the inbox, with nobody there to make a pass."""
+    with pg.database.write() as connection:
+        pg.sequencer.drop(connection, [said(entity)])
 
 
 @pytest.fixture
@@ -501,6 +599,27 @@ def choose(turn):
     sys.stdin.readline()
     return [said("stale")]
 log.decide(choose)
+"""
+HOLD_MOVED = """
+from qntx_es import faults
+def hold():
+    print("holding", flush=True)
+    sys.stdin.readline()
+with faults.planned({"append.before_commit": hold}):
+    log.decide(lambda turn: [said("stale")])
+"""
+# One that is forked for each point, and waits there to be killed.
+STAND_STILL = """
+import os, signal
+from qntx_es import faults
+def hold():
+    print("holding", flush=True)
+    signal.pause()
+for point in sys.stdin:
+    if os.fork() == 0:
+        with faults.planned({point.strip(): hold}):
+            print(os.getpid(), flush=True)
+            sequencer.run_pass()
 """
 APPEND = """
 log.append([said("one"), said("two")])

@@ -88,6 +88,7 @@ def entities(host: Host) -> list[str]:
     return [one.entity for one in read]
 
 
+@pytest.mark.caller_session
 def test_a_session_commits_both(host: Host, engine: Engine) -> None:
     """The application's rows and the attestations come with one commit, then the positions."""
     with Session(engine) as session:
@@ -103,6 +104,7 @@ def test_a_session_commits_both(host: Host, engine: Engine) -> None:
     assert orders(engine) == 1
 
 
+@pytest.mark.caller_session
 def test_a_connection_commits_both(host: Host, engine: Engine) -> None:
     """A plain connection gives no sign of its commit, and its receipts find their positions."""
     with engine.begin() as connection:
@@ -122,6 +124,7 @@ def test_a_registry_of_sessions_will_do(host: Host, engine: Engine) -> None:
     assert receipt.position == 1
 
 
+@pytest.mark.caller_session
 def test_a_rollback_leaves_nothing(host: Host, engine: Engine) -> None:
     """Rolled back, they were never said, no position is missing, and the receipt says so."""
     with Session(engine) as session:
@@ -137,6 +140,7 @@ def test_a_rollback_leaves_nothing(host: Host, engine: Engine) -> None:
         _ = receipt.position
 
 
+@pytest.mark.caller_session
 def test_a_savepoint_that_is_rolled_back_leaves_nothing(host: Host, engine: Engine) -> None:
     """What was said within it goes with it, what was said around it stays, in its order."""
     with Session(engine) as session:
@@ -198,6 +202,7 @@ def test_a_refused_append_leaves_a_usable_transaction(host: Host, engine: Engine
     assert orders(engine) == 1
 
 
+@pytest.mark.caller_session
 def test_a_caller_in_autocommit_has_each_append_at_once(host: Host, engine: Engine) -> None:
     """Where every statement is a transaction, an append is one, and all or none."""
     host.append(said("first", id="one"))
@@ -210,6 +215,7 @@ def test_a_caller_in_autocommit_has_each_append_at_once(host: Host, engine: Engi
     assert entities(host) == ["first", "a", "b"]
 
 
+@pytest.mark.caller_session
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
 def test_no_isolation_level_is_special(
     postgres_url: str,
@@ -230,6 +236,35 @@ def test_no_isolation_level_is_special(
     assert receipt.position == 2
 
 
+@pytest.mark.caller_session
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_what_a_test_suite_wraps_is_said_when_the_wrapping_commits(
+    host: Host, url: str, end: str
+) -> None:
+    """Commits of sessions that join an outer transaction say nothing; its own says all or none."""
+    engine = create_engine(application_url(url))
+    if engine.dialect.name == "sqlite":
+        # As SQLAlchemy's documentation has it, for savepoints.
+        event.listen(engine, "connect", lambda raw, _: setattr(raw, "isolation_level", None))
+        event.listen(engine, "begin", lambda one: one.exec_driver_sql("BEGIN"))
+    with engine.connect() as outer:
+        wrapping = outer.begin()
+        for entity in ("a", "b"):
+            with Session(outer, join_transaction_mode="create_savepoint") as session:
+                host.append(said(entity), session=session)
+                session.commit()
+                host.append(said("gone"), session=session)
+                session.rollback()
+        assert host.log.head() == 0
+        getattr(wrapping, end)()
+    engine.dispose()
+    host.catch_up()
+
+    assert entities(host) == (["a", "b"] if end == "commit" else [])
+    assert host.log.waiting() == 0
+
+
+@pytest.mark.caller_session
 def test_two_phases_commit_it_too(postgres_url: str, request: pytest.FixtureRequest) -> None:
     """A prepared transaction brings its attestations when it is committed."""
     host = Host(postgres_url)
@@ -287,6 +322,7 @@ def test_said_twice_in_two_transactions_is_said_once(host: Host, engine: Engine)
     assert entities(host) == ["a"]
 
 
+@pytest.mark.conditions
 def test_conditions_need_a_transaction_of_their_own(host: Host, engine: Engine) -> None:
     """A condition beside `session` is refused by name, and nothing is left."""
     with Session(engine) as session:

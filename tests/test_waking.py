@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -12,8 +13,19 @@ import pytest
 from sqlalchemy import BigInteger, Column, String, text
 from sqlalchemy.orm import Session
 
-from qntx_es import Attestation, Domain, Host, Payload, ReadRows, Recorded, Rows
+from qntx_es import (
+    Attestation,
+    DatabaseUnavailable,
+    Domain,
+    Host,
+    Payload,
+    ReadRows,
+    Recorded,
+    Rows,
+)
 from qntx_es.projections import supervisor
+from qntx_es.sequencer import Sequencer
+from qntx_es.testing import PostgresServer
 from qntx_es.waking import CHANNEL, Hints, Listener
 
 BOUND = 30
@@ -59,6 +71,7 @@ def rarely(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "LOOK_SECONDS_MAX", 10.0 * BOUND)
 
 
+@pytest.mark.hints
 @pytest.mark.usefixtures("rarely")
 def test_what_another_process_appends_wakes_who_runs_here(url: str) -> None:
     """A runner that would not look for minutes projects at once, and what follows from it too."""
@@ -90,6 +103,7 @@ def test_what_a_callers_transaction_leaves_wakes_who_runs_here(url: str) -> None
             host.wait_for(receipt.position, "first", timeout=BOUND)
 
 
+@pytest.mark.hints
 def test_a_listener_that_is_cut_off_listens_again(postgres_url: str) -> None:
     """A connection that the server ends is made anew, and hints are heard again."""
     heard = threading.Event()
@@ -115,6 +129,40 @@ def test_a_listener_that_is_cut_off_listens_again(postgres_url: str) -> None:
         finally:
             stopping.set()
             listener.join()
+
+
+@pytest.mark.hints
+def test_hints_that_are_early_doubled_or_lost_delay_nothing(
+    postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    """What comes without a hint, or after a crash of the server, is met by looking."""
+    with closing(Host(postgres_url, chain())) as host:
+        host.upgrade()
+        with host.running():
+            with host.database.alone() as connection:
+                for _ in range(2):
+                    connection.execute(text(f"NOTIFY {CHANNEL}"))
+            for is_crashed in (False, True):
+                if is_crashed:
+                    postgres_server.restart_immediately()
+                    while not is_reached(host):
+                        pass
+                # As a caller of his own engine commits: with nobody there to send a hint.
+                with host.database.write() as connection:
+                    Sequencer(host.database).drop(connection, [said()])
+                before = time.monotonic()
+                while len(derived := host.ax("is counted")) < 1 + is_crashed:
+                    assert time.monotonic() - before < BOUND
+                host.wait_for(derived[-1].position, "second", timeout=BOUND)
+
+
+def is_reached(host: Host) -> bool:
+    """Tell whether the database answers by now."""
+    try:
+        host.log.head()
+    except DatabaseUnavailable:
+        return False
+    return True
 
 
 def test_a_fork_sends_hints_of_its_own(postgres_url: str) -> None:

@@ -37,7 +37,7 @@ from qntx_es.database import Database
 from qntx_es.domain import RETRIED, Domain
 from qntx_es.errors import LeaseLost, ProjectorOutdated, ProjectorPaused, RangeGone, StandingBy
 from qntx_es.log import COLUMNS
-from qntx_es.projections.cursor import Cursor, Look, advance, look
+from qntx_es.projections.cursor import Cursor, Look, advance, look, refuse_beyond
 from qntx_es.projections.folding import Folding, FoldRefused
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.lease import Leases
@@ -352,6 +352,7 @@ def usable(handlers: Handlers, seen: Look, ours: str | None = None) -> Cursor:
         raise ProjectorOutdated(
             f"domain `{domain.name}` has no tables yet. Run `qntx-es db upgrade`, or host.upgrade()"
         )
+    refuse_beyond(cursor.position, seen.head)
     if cursor.version < domain.version:
         raise ProjectorOutdated(
             f"the tables of `{domain.name}` are of version {cursor.version}, the code is of "

@@ -36,7 +36,7 @@ from sqlalchemy import cast as as_type
 from sqlalchemy.dialects import postgresql, sqlite
 
 from qntx_es.attestation import instant, microseconds
-from qntx_es.errors import CursorWouldRegress, LeaseLost
+from qntx_es.errors import CursorWouldRegress, LeaseLost, LogRegression
 from qntx_es.projections.slices import ALL, Slices
 from qntx_es.tables import attestations, cursors, leases
 
@@ -131,6 +131,26 @@ def cursors_held(connection: Connection, domain: str) -> list[Cursor]:
     # On SQLite whoever writes is alone anyway.
     asked = select(cursors).where(cursors.c.domain == domain).order_by(cursors.c.first_slice)
     return [_cursor_of(row) for row in connection.execute(asked.with_for_update())]
+
+
+def refuse_regression(connection: Connection) -> None:
+    """Raise `LogRegression` where a cursor is beyond the end of the log, all of one moment.
+
+    Before anything is appended: a log that has grown past the cursor again looks like its own.
+    """
+    head = select(func.coalesce(func.max(attestations.c.position), 0)).scalar_subquery()
+    furthest = func.coalesce(func.max(cursors.c.position), 0)
+    refuse_beyond(*connection.execute(select(furthest, head)).one())
+
+
+def refuse_beyond(position: int, head: int) -> None:
+    """Raise `LogRegression` where rows hold what the log does not."""
+    if position > head:
+        raise LogRegression(
+            position,
+            head,
+            "Restore the log, the read models and `qntx_cursors` from one and the same backup",
+        )
 
 
 def lease_of_row() -> ColumnElement[str]:

@@ -234,6 +234,8 @@ def _why(
     failure: Failure | None,
     domain: Domain | None,
 ) -> str | None:
+    if row.at > row.head:
+        return "beyond the end of the log: an older one was restored, without the rows and cursors"
     if state in ("outdated", "retired") and domain is not None:
         told = f"its tables are of version {row.version}, the code is of version {domain.version}"
         remedy = f": qntx-es projections rebuild {row.domain}" if state == "outdated" else ""

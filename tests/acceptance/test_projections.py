@@ -8,6 +8,7 @@ from pathlib import Path
 from subprocess import CompletedProcess, Popen
 from typing import Any, TypeAlias
 
+import pytest
 from sqlalchemy import select
 
 from qntx_es import Attestation, Drift, Host, ProjectorStopped
@@ -215,6 +216,7 @@ def test_a_rebuild_that_fails_leaves_the_live_tables(
     assert totals(host) == {"a": 1}
 
 
+@pytest.mark.rebuild_killed
 def test_a_rebuild_can_be_interrupted(
     started: Callable[..., Popen[str]], opened: Opened, shop: Path, sqlite_url: str
 ) -> None:

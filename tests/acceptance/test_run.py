@@ -9,6 +9,8 @@ from pathlib import Path
 from subprocess import Popen
 from typing import TypeAlias
 
+import pytest
+
 from qntx_es import Attestation, Host
 
 Started: TypeAlias = Callable[..., Popen[str]]
@@ -28,6 +30,7 @@ def first_line(process: Popen[str]) -> str:
     return process.stdout.readline()
 
 
+@pytest.mark.crash_at_every_call
 def test_two_run_until_told_to_stop(started: Started, opened: Opened, url: str) -> None:
     """What others append is projected; SIGTERM ends it with 0, Ctrl-C with 130, each in words."""
     host = opened(url)

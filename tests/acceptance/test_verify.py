@@ -61,6 +61,7 @@ def tables_of(host: Host) -> set[str]:
     return {name for name in names if not name.startswith(("qntx_", "pulse_"))}
 
 
+@pytest.mark.verify_finds
 def test_rows_changed_by_hand_are_found(qntx: Qntx, host: Host, url: str, tmp_path: Path) -> None:
     """Verify ends with 0 while all is right, else with 3, naming row, values and who wrote it."""
     flags = ("--database", url, "--domains", "shop")
@@ -200,6 +201,7 @@ def test_a_verify_that_is_interrupted_leaves_nothing(
     assert host.verify("shop").is_same
 
 
+@pytest.mark.rebuild_killed
 def test_whoever_was_killed_is_not_waited_for(
     started: Callable[..., Popen[str]], opened: Opened, shop: Path, sqlite_url: str
 ) -> None:

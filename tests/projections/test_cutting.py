@@ -156,6 +156,7 @@ def test_a_cutting_covers_every_slice_once(cuttings: list[int]) -> None:
     assert all(any(one.within(each) for each in found[-1]) for one in finest)
 
 
+@pytest.mark.slices
 def test_slices_of_known_entities_stay() -> None:
     """An entity's slice is the same for ever: a range that is stored means the same entities."""
     known = {"e0": 788, "github.com/a/b": 791, "customer:ada": 881, "ü": 823, "": 692}
@@ -163,6 +164,7 @@ def test_slices_of_known_entities_stay() -> None:
     assert {entity: slice_of(entity) for entity in known} == known
 
 
+@pytest.mark.recut
 def test_ranges_come_to_the_rows_of_one(host_of: Callable[..., Host]) -> None:
     """Cut in any way between batches, rows and derived attestations are those of one projector."""
     host = host_of(make())
@@ -178,6 +180,7 @@ def test_ranges_come_to_the_rows_of_one(host_of: Callable[..., Host]) -> None:
     assert [one.payload["ranges"] for one in host.ax(contexts="qntx.cut")] == [3, 1, 4, 2]
 
 
+@pytest.mark.recut
 def test_ranges_that_stand_apart_are_brought_together(host_of: Callable[..., Host]) -> None:
     """Of ranges that are to be one, those behind come as far as the furthest, or stay apart."""
     stopped: list[str] = []
@@ -228,6 +231,7 @@ def test_running_hosts_share_ranges(host_of: Callable[..., Host]) -> None:
     assert_as_folded_whole(one, "sqlite://")
 
 
+@pytest.mark.recut
 def test_cutting_goes_on_while_hosts_run(host_of: Callable[..., Host]) -> None:
     """Ranges are split and merged under running hosts and appends: nothing is lost or met twice."""
     hosts = [host_of(make()), host_of(make())]

@@ -184,6 +184,7 @@ def test_what_python_read_before_the_database_folded_is_read_anew(host_of: HostO
     assert rows_of(host, sales) == [("a", 1_000_000)]
 
 
+@pytest.mark.batch_never_shows
 def test_folds_and_handlers_may_write_one_table(host_of: HostOf) -> None:
     """Beside a handler a fold is called in its turn, so the handler sees what was folded."""
     shop, sales = shop_of()

@@ -109,6 +109,7 @@ def test_the_second_host_stands_by_and_takes_over_when_the_first_drains(
     assert status_of(second).holder is None
 
 
+@pytest.mark.leases
 def test_a_lease_is_kept_as_long_as_its_holder_lives(host_of: Callable[..., Host]) -> None:
     """Idle for ten lifetimes of its lease, a host still has it, and nobody was fenced."""
     hosts = [host_of(make(), lease_seconds=SHORT_SECONDS) for _ in range(2)]
@@ -140,6 +141,7 @@ def test_a_lease_that_nobody_renews_goes_to_whoever_stands_by(host_of: Callable[
         assert status_of(host).state == "live"
 
 
+@pytest.mark.zombie
 def test_whoever_lost_the_lease_commits_nothing(host_of: Callable[..., Host]) -> None:
     """A batch that was in hand when another took the lease is undone as a whole."""
     host = host_of(make())
@@ -222,6 +224,7 @@ def test_whoever_holds_a_lock_is_named(postgres_url: str, held: str) -> None:
                 assert f"process {pid}, for " in (status_of(host).why or "")
 
 
+@pytest.mark.crash_at_every_call
 def test_a_host_ends_though_a_handler_does_not(host_of: Callable[..., Host]) -> None:
     """Past the time to drain, what is in hand is cut off like a kill, and its lease lapses."""
     let_go, is_in = threading.Event(), threading.Event()
@@ -241,3 +244,32 @@ def test_a_host_ends_though_a_handler_does_not(host_of: Callable[..., Host]) -> 
     assert held == []
     wait_until(lambda: not any("ledger" in one.name for one in threading.enumerate()))
     assert moves_of(host) == 0
+
+
+@pytest.mark.leases
+def test_clocks_that_are_apart_or_jump_change_nothing(url: str) -> None:
+    """Hosts an hour apart, one of whose clocks leaps to and fro, count each move once."""
+    hour = 3_600 * 10**9
+    leaps = [0]
+
+    def leaping() -> int:
+        return time.time_ns() + leaps[0]
+
+    def behind() -> int:
+        return time.time_ns() - hour
+
+    with ExitStack() as stack:
+        settings = Settings(lease_seconds=LEASE_SECONDS)
+        hosts = [
+            stack.enter_context(Host(url, [make()], settings=settings, clock=clock))
+            for clock in (leaping, behind)
+        ]
+        hosts[0].upgrade()
+        for host in hosts:
+            stack.enter_context(host.running())
+        for leap in (0, hour, -hour, 2 * hour, 0):
+            leaps[0] = leap
+            for host in hosts:
+                host.wait_for(move(host, 3), "ledger", timeout=BOUND)
+
+        assert moves_of(hosts[0]) == 30

@@ -19,7 +19,7 @@ from qntx_es import (
     faults,
 )
 from qntx_es.attestation import derived_id
-from qntx_es.projections import fresh
+from qntx_es.projections import filling
 from qntx_es.projections.recovery import HandlerFailed
 from qntx_es.projections.starts import DeriveStarted
 from qntx_es.tables import rebuilds
@@ -124,6 +124,7 @@ def host(host_of: HostOf) -> Host:
     return after
 
 
+@pytest.mark.new_derive
 def test_a_new_derive_speaks_from_now_on(host: Host, host_of: HostOf) -> None:
     """It answers what comes after it, the log says since when, and nothing is missing before."""
     assert answers(host, "new") == wanted(range(13, 16))
@@ -142,6 +143,7 @@ def test_a_new_derive_speaks_from_now_on(host: Host, host_of: HostOf) -> None:
         }
 
 
+@pytest.mark.new_derive
 def test_looking_back_says_exactly_the_past(host: Host) -> None:
     """From the position on, each answer is said once, with the rows as of its payment."""
     since = host.log.get("payment 5")
@@ -160,6 +162,7 @@ def test_looking_back_says_exactly_the_past(host: Host) -> None:
     assert (proof.equal, proof.is_same) == (24, True)
 
 
+@pytest.mark.derive_drift
 def test_a_handler_is_held_to_the_past_it_looked_back_at(host: Host, host_of: HostOf) -> None:
     """What it would say otherwise of that past by now is drift, as if it had always been there."""
     host.look_back("till", "new", since=1)
@@ -174,8 +177,8 @@ def test_looking_back_is_killed_and_done_again(
     host: Host, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed between its chunks or before its last word, it claims nothing; again, it is whole."""
-    monkeypatch.setattr(fresh, "READ_MAX", 4)
-    monkeypatch.setattr(fresh, "BATCH_SECONDS", 0.0)
+    monkeypatch.setattr(filling, "SIZE_FIRST", 4)
+    monkeypatch.setattr(filling, "BATCH_SECONDS", 0.0)
     chunks = [0]
 
     def kill() -> None:
@@ -198,6 +201,7 @@ def test_looking_back_is_killed_and_done_again(
         assert connection.execute(select(rebuilds)).all() == []
 
 
+@pytest.mark.derive_drift
 def test_what_the_log_has_otherwise_stays(host: Host, host_of: HostOf) -> None:
     """A handler that would say other things by now is told of its drift, and says only the rest."""
     since = host.log.get("payment 12")

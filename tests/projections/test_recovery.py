@@ -127,6 +127,7 @@ def state_of(host: Host) -> str:
     return {one.name: one.state for one in host.statuses()}["ledger"]
 
 
+@pytest.mark.failing
 def test_an_entity_is_parked_and_the_others_go_on(host_of: HostOf) -> None:
     """What fails, and all that follows about its entity, waits; status and log say so."""
     handler = Handler({2})
@@ -147,6 +148,8 @@ def test_an_entity_is_parked_and_the_others_go_on(host_of: HostOf) -> None:
     assert len(handler.tries) == 1 + 3  # found in a batch, then three times alone
 
 
+@pytest.mark.failing
+@pytest.mark.derive_once
 def test_a_retry_works_an_entity_off_in_order(host_of: HostOf) -> None:
     """Once the handler is mended a retry brings the entity up to date, and says each thing once."""
     handler = Handler({2})
@@ -183,6 +186,7 @@ def test_what_fails_again_stays_parked_where_it_failed(host_of: HostOf) -> None:
     assert orders(host)["b"] == "2 4 6"
 
 
+@pytest.mark.failing
 def test_a_rebuild_does_what_live_did(host_of: HostOf) -> None:
     """Rows, and what is parked, are the same after a rebuild, though the handler fails no more."""
     handler = Handler({2, 3, 6})
@@ -228,6 +232,7 @@ def test_a_new_version_meets_what_was_parked_in_its_place(host_of: HostOf) -> No
         assert connection.execute(select(parked)).all() == []
 
 
+@pytest.mark.failing
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_what_is_skipped_is_left_out_alone(host_of: HostOf, size: int) -> None:
     """Of a domain that skips only what fails is left out, found by any cutting, and it is said."""

@@ -99,6 +99,7 @@ def wait_until(condition: Callable[[], bool]) -> bool:
     return True
 
 
+@pytest.mark.hints
 def test_what_is_appended_shows_soon(host_of: HostOf) -> None:
     """A running host shows an append of its own and of another host within a bound."""
     domain = make()
@@ -122,6 +123,7 @@ def test_a_position_that_nobody_moves_to_times_out_by_name(host_of: HostOf) -> N
         host.wait_for(last, "ledger", 0.05)
 
 
+@pytest.mark.sparse
 def test_the_cursor_moves_over_what_does_not_match(host_of: HostOf) -> None:
     """A projector of something else is not behind for long, and whoever waits for it is told."""
     host = host_of(Domain("idle"), make())
@@ -170,6 +172,7 @@ def test_a_deadlock_is_tried_again(postgres_url: str) -> None:
     assert left == [0]
 
 
+@pytest.mark.look_again
 def test_what_a_dead_host_left_in_the_inbox_enters_without_another_append(
     postgres_url: str,
 ) -> None:

@@ -161,6 +161,7 @@ def last_of(host: Host, entity: str) -> Touch:
     return Touch(said[-1].position, "weighed")
 
 
+@pytest.mark.verify_finds
 def test_a_healthy_read_model_is_the_same(host: Host, scale: Domain) -> None:
     """Nothing is found where nothing was changed, live is not touched, and nothing is left."""
     before = {name: rows_of(host, table) for name, table in scale.tables.items()}
@@ -181,6 +182,7 @@ def test_a_healthy_read_model_is_the_same(host: Host, scale: Domain) -> None:
     assert host.verify("pulse").is_same
 
 
+@pytest.mark.verify_finds
 @pytest.mark.parametrize("entity", ENTITIES)
 def test_one_bit_of_a_float_is_found(host: Host, scale: Domain, entity: str) -> None:
     """The smallest change of one value is found, with key, column, both values and who wrote it."""
@@ -205,6 +207,7 @@ def test_one_bit_of_a_float_is_found(host: Host, scale: Domain, entity: str) -> 
     assert row.touched == last_of(host, entity)
 
 
+@pytest.mark.verify_finds
 def test_rows_that_were_removed_or_added_are_found(host: Host, scale: Domain) -> None:
     """A row that is gone is missing, one that nobody stated is surplus; neither hides others."""
     sums, days = scale.tables["scale_sums"], scale.tables["scale_days"]
@@ -263,6 +266,7 @@ def test_only_the_first_differences_are_told_and_all_are_counted(host: Host, sca
     assert differences(host, first=0) == []
 
 
+@pytest.mark.derive_drift
 def test_what_derive_handlers_say_is_compared_with_the_log(host: Host, host_of: HostOf) -> None:
     """Outputs that changed, are missing or surplus are counted by handler, with both texts."""
     quiet = host_of(make_scale(is_loud=False))
@@ -296,6 +300,7 @@ def test_sources_before_a_handler_speaks_are_not_missing(host_of: HostOf) -> Non
     assert (derived.equal, derived.missing) == (2, 0)
 
 
+@pytest.mark.verify_finds
 def test_nothing_is_found_while_everything_goes_on(host_of: HostOf) -> None:
     """Under load live stands somewhere else at every look, and verify finds no difference."""
     host, other = host_of(make_scale()), host_of(make_scale())
@@ -326,6 +331,7 @@ def test_nothing_is_found_while_everything_goes_on(host_of: HostOf) -> None:
     assert len({one.position for one in found}) > 1
 
 
+@pytest.mark.rebuild_killed
 def test_a_second_one_is_refused_and_names_the_first(host: Host, host_of: HostOf) -> None:
     """While fresh tables of a domain are filled, nobody else makes such, and is told who does."""
     other = host_of(make_scale())

@@ -80,12 +80,14 @@ def attempt(database: Database, statement: str) -> None:
     assert rows(database) == before
 
 
+@pytest.mark.append_only
 @pytest.mark.parametrize("statement", CHANGES.values(), ids=CHANGES)
 def test_nothing_in_the_log_can_be_changed(database: Database, statement: str) -> None:
     """UPDATE and DELETE are refused, also where they would change nothing."""
     attempt(database, statement)
 
 
+@pytest.mark.append_only
 def test_no_other_way_to_change_it_is_left_open(database: Database) -> None:
     """Each database's own ways to change a row are refused too."""
     for statement in (ON_SQLITE if database.is_sqlite else ON_POSTGRESQL).values():

@@ -203,6 +203,8 @@ def points_of(url: str, points: list[str]) -> list[str]:
     return [one for one in points if not (url.startswith("sqlite") and one in PASS_ONLY)]
 
 
+@pytest.mark.derive_once
+@pytest.mark.crash_at_every_call
 def test_a_catch_up_that_crashes_is_continued(url: str, undisturbed: Host) -> None:
     """Rows, derived attestations and cursors after a crash in a catch-up are as without."""
     for point in points_of(url, PASSED_BY_CATCH_UP):
@@ -226,6 +228,7 @@ def test_a_catch_up_that_crashes_is_continued(url: str, undisturbed: Host) -> No
             fresh.close()
 
 
+@pytest.mark.failing
 @pytest.mark.parametrize(("on_failure", "context", "count"), DECISIONS)
 def test_a_decision_that_crashes_is_taken_once(
     url: str, on_failure: OnFailure, context: str, count: int
@@ -257,6 +260,7 @@ def test_a_decision_that_crashes_is_taken_once(
         assert host.rebuild("careful").is_same
 
 
+@pytest.mark.failing
 def test_a_retry_that_crashes_is_met_again(url: str) -> None:
     """A crash around the batch that works an entity off leaves it parked, or worked off once."""
     for count, point in enumerate(PASSED_BY_BATCHES, 1):
@@ -326,6 +330,7 @@ def test_an_append_that_crashes_is_all_or_nothing(url: str, undisturbed: Host) -
         fresh.close()
 
 
+@pytest.mark.rebuild_killed
 def test_a_rebuild_that_crashes_leaves_live_and_can_be_run_again(
     url: str, undisturbed: Host
 ) -> None:

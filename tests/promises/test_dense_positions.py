@@ -108,6 +108,7 @@ def assert_whole(log: Log, seen: list[Recorded], names: list[str]) -> None:
     assert times == sorted(times)
 
 
+@pytest.mark.gap
 def test_threads_share_one_dense_order(log: Log) -> None:
     """Six threads that append singles and batches leave one order, and a reader sees all of it."""
     names = [f"thread{n}" for n in range(6)]
@@ -131,6 +132,7 @@ def test_threads_share_one_dense_order(log: Log) -> None:
     assert_whole(log, seen, names)
 
 
+@pytest.mark.gap
 def test_processes_share_one_dense_order(log: Log, url: str) -> None:
     """Three processes, some of their statements through the inbox, leave one order, too."""
     names = [f"process{n}" for n in range(3)]

@@ -127,6 +127,7 @@ def host_of(url: str) -> Iterator[HostOf]:
         host.close()
 
 
+@pytest.mark.derive_once
 def test_hosts_in_threads_derive_once(host_of: HostOf) -> None:
     """Three hosts that catch up at once leave every derived attestation exactly once."""
     hosts = [host_of(make_ledger(), size=size) for size in (7, 13, 20)]
@@ -189,6 +190,7 @@ def test_catching_up_while_running_projects_once(host_of: HostOf) -> None:
     assert_derived_once(host)
 
 
+@pytest.mark.derive_once
 def test_hosts_in_processes_derive_once(host_of: HostOf, url: str) -> None:
     """Two processes that catch up at once leave every derived attestation exactly once."""
     host = host_of(make_ledger())
@@ -219,6 +221,7 @@ def test_hosts_in_processes_derive_once(host_of: HostOf, url: str) -> None:
 
 
 # From `before_flush` on one writes, and the other waits for it.
+@pytest.mark.derive_once
 @pytest.mark.parametrize("point", ["batch.after_look", "batch.after_read"])
 def test_whoever_is_overtaken_undoes_its_batch(host_of: HostOf, point: str) -> None:
     """A batch that another host overtakes at any point leaves nothing, and is read again."""
@@ -239,6 +242,7 @@ def test_whoever_is_overtaken_undoes_its_batch(host_of: HostOf, point: str) -> N
     assert_derived_once(slow)
 
 
+@pytest.mark.derive_once
 def test_a_cursor_that_is_set_back_says_nothing_twice(host_of: HostOf) -> None:
     """An id depends on its source alone, so a past that is met again is said again as it was."""
     ledger = make_ledger()
@@ -258,6 +262,7 @@ def test_a_cursor_that_is_set_back_says_nothing_twice(host_of: HostOf) -> None:
     assert_derived_once(again, 20)
 
 
+@pytest.mark.loops
 @pytest.mark.parametrize("on_failure", ["stop", "park"])
 def test_a_chain_that_feeds_itself_ends(host_of: HostOf, on_failure: OnFailure) -> None:
     """A domain that answers its own answers ends at 64 links, as it chose, and tells the chain."""
@@ -322,6 +327,7 @@ def test_what_is_derived_says_where_it_comes_from(host_of: HostOf) -> None:
     ]
 
 
+@pytest.mark.new_derive
 @pytest.mark.parametrize("since", [None, "beginning"])
 def test_a_domain_on_an_old_log_is_silent_about_the_past(
     host_of: HostOf, since: str | None

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import JSON, BigInteger, Column, Float, Integer, String, select
 
 from qntx_es import Attestation, Domain, Host, Payload, ReadRows, Recorded, Rows, faults
@@ -210,6 +211,7 @@ def mortal(url: str) -> Iterator[Mortal]:
         program.communicate(timeout=BOUND)
 
 
+@pytest.mark.crash_at_every_call
 def test_a_catch_up_killed_twenty_times_is_as_if_never_killed(url: str, tmp_path: Path) -> None:
     """Rows, derived attestations and cursors are the same after twenty deaths as after none."""
     draw = random.Random(20)  # noqa: S311 - moments, not secrets

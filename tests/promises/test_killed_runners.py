@@ -29,6 +29,7 @@ from qntx_es import (
     Settings,
     faults,
 )
+from qntx_es.projections.status import ProjectorStatus
 from qntx_es.tables import cursors
 
 PROCESSES = 3
@@ -36,6 +37,12 @@ ENTITIES = 20
 PIECE = 40
 BOUND = 60
 LEASE_SECONDS = 1.0
+BY_DAY = ("batch.after_look", "batch.before_flush", "batch.before_commit")
+STOPPED_AT = [
+    pytest.param(point, marks=() if point in BY_DAY else pytest.mark.nightly)
+    for point in faults.POINTS
+    if point.startswith("batch.")
+]
 
 
 class Moved(Payload, context="moved"):
@@ -183,6 +190,7 @@ def crowd(url: str) -> Iterator[Crowd]:
             program.kill()
 
 
+@pytest.mark.derive_once
 @pytest.mark.parametrize(
     ("kills", "stops"),
     [(8, 4), pytest.param(100, 20, marks=pytest.mark.nightly)],
@@ -242,7 +250,8 @@ def settled(host: Host) -> int:
             return head
 
 
-@pytest.mark.parametrize("point", ["batch.after_look", "batch.before_flush", "batch.before_commit"])
+@pytest.mark.zombie
+@pytest.mark.parametrize("point", STOPPED_AT)
 def test_one_that_is_stopped_inside_a_batch_holds_up_nobody(postgres_url: str, point: str) -> None:
     """Within the lease another goes on; the one that is woken finds itself late."""
     settings = Settings(lease_seconds=LEASE_SECONDS)
@@ -265,6 +274,30 @@ def test_one_that_is_stopped_inside_a_batch_holds_up_nobody(postgres_url: str, p
                 process.kill()
         rows = rows_of(host)["mirror_sums"]
         assert [row[:3] for row in rows] == [("account", PIECE, sum(range(PIECE)))]
+
+
+@pytest.mark.dead_reader
+def test_with_every_runner_killed_the_lag_grows_and_the_status_says_why(postgres_url: str) -> None:
+    """Nobody remembers a head or a lease for long: both are read from the tables, as they are."""
+    with closing(Host(postgres_url, domains())) as host:
+        host.upgrade()
+        with crowd(postgres_url):
+            host.wait_for(host.append(moved(1)).position, "mirror", timeout=BOUND)
+
+        lags = []
+        for amount in range(3):
+            host.append(moved(amount))
+            lags.append(status_of(host, "mirror").lag)
+        while status_of(host, "mirror").holder is not None:
+            time.sleep(0.05)
+
+        assert lags == [lags[0], lags[0] + 1, lags[0] + 2]
+        assert status_of(host, "mirror").why == "unowned: no running host holds its lease"
+
+
+def status_of(host: Host, name: str) -> ProjectorStatus:
+    """Return how a projector stands."""
+    return next(one for one in host.statuses() if one.name == name)
 
 
 def moved(amount: int) -> Attestation:

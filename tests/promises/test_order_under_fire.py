@@ -524,6 +524,7 @@ def assert_whole(log: list[Recorded]) -> None:
 TOTAL = 2 * THREADS * sum(SIZES[turn % len(SIZES)] for turn in range(ROUNDS))
 
 
+@pytest.mark.gap
 def test_every_reader_has_a_prefix_without_a_hole_at_all_times(url: str, stack: ExitStack) -> None:
     """Processes of threads append in every way at once, and readers of every pace miss nothing."""
     Opened(url, stack)
@@ -533,6 +534,7 @@ def test_every_reader_has_a_prefix_without_a_hole_at_all_times(url: str, stack: 
     assert_whole(log)
 
 
+@pytest.mark.same_id
 def test_backends_killed_amid_appends_lose_nothing(pg: Opened) -> None:
     """Again and again every connection is cut off: what was said again is there once."""
     everybody = text(

@@ -244,7 +244,9 @@ def wait_until(condition: Callable[[], bool], seconds: float = BOUND) -> bool:
     return True
 
 
-def read_on(outside: Engine, table: Table, stopping: threading.Event, isolation: str) -> None:
+def read_on(
+    outside: Engine, table: Table, codes: Table, stopping: threading.Event, isolation: str
+) -> None:
     """Read a table again and again, in transactions of two reads each: it is never less than all.
 
     Both reads of one transaction see all accounts, and where a snapshot is kept they are equal.
@@ -255,23 +257,39 @@ def read_on(outside: Engine, table: Table, stopping: threading.Event, isolation:
         with outside.connect() as connection:
             if isolation:
                 connection.execution_options(isolation_level=isolation)
+            # In another order than that in which a swap takes them.
+            connection.execute(select(func.count()).select_from(codes)).one()
             first = connection.execute(asked).one()
             second = connection.execute(asked).one()
         assert first[0] == second[0] == ACCOUNTS, isolation
         assert before <= first[1] <= second[1], isolation
-        if isolation:
+        if isolation in ("REPEATABLE READ", "SERIALIZABLE"):
             assert first == second
         before = first[1]
 
 
+@pytest.mark.swap_under_readers
+@pytest.mark.parametrize(
+    "levels",
+    [
+        pytest.param(("REPEATABLE READ",), id="a snapshot"),
+        pytest.param(
+            ("READ UNCOMMITTED", "REPEATABLE READ", "SERIALIZABLE"),
+            id="every level",
+            marks=pytest.mark.nightly,
+        ),
+    ],
+)
 def test_appenders_runners_and_readers_do_not_notice(
     host_of: HostOf,
     outside: Engine,
     tmp_path: Any,  # noqa: ANN401 - pytest's
+    levels: tuple[str, ...],
 ) -> None:
     """Under appends and runners, repeated rebuilds show no reader an error or a hole."""
     ledger = make_ledger()
     accounts = ledger.tables["ledger_accounts"]
+    codes = ledger.tables["ledger_codes"]
     host = host_of(ledger)
     host.append(moves(ledger, 0, ACCOUNTS))
     host.catch_up()
@@ -286,8 +304,10 @@ def test_appenders_runners_and_readers_do_not_notice(
             appended += 7
             stopping.wait(0.02)
 
-    isolations = [""] if host.database.is_sqlite else ["", "REPEATABLE READ"]
-    readers = [lambda one=one: read_on(outside, accounts, stopping, one) for one in isolations]
+    isolations = [""] if host.database.is_sqlite else ["", *levels]
+    readers = [
+        lambda one=one: read_on(outside, accounts, codes, stopping, one) for one in isolations
+    ]
 
     with host.running(), other.running(), in_threads(append, *readers) as troubles:
         try:
@@ -312,6 +332,7 @@ def test_appenders_runners_and_readers_do_not_notice(
     fold.close()
 
 
+@pytest.mark.swap_under_readers
 def test_a_snapshot_from_before_never_sees_an_empty_table(
     postgres_url: str, request: pytest.FixtureRequest
 ) -> None:
@@ -346,6 +367,7 @@ def test_a_snapshot_from_before_never_sees_an_empty_table(
     assert len(found) == ACCOUNTS
 
 
+@pytest.mark.swap_under_readers
 def test_a_reader_that_stays_puts_off_the_swap_and_nobody_else(
     host_of: HostOf, outside: Engine
 ) -> None:
@@ -369,8 +391,8 @@ def test_a_reader_that_stays_puts_off_the_swap_and_nobody_else(
                 started = time.monotonic()
                 with outside.connect() as short:
                     assert short.execute(asked).scalar_one() == ACCOUNTS
-                assert time.monotonic() - started < 5
                 host.append(ledger.attest(Moved(amount=2), entity="account 1"))
+                assert time.monotonic() - started < 5
                 wait_until(done.is_set, 0.05)
             assert long.execute(asked).scalar_one() == ACCOUNTS
             long.close()
@@ -420,6 +442,7 @@ def test_a_changed_row_is_found_and_mended(host_of: HostOf) -> None:
     assert host.rebuild("ledger").is_same
 
 
+@pytest.mark.rebuild_killed
 def test_a_rebuild_of_an_empty_log(host_of: HostOf) -> None:
     """An empty log gives empty tables, a swap and a certificate all the same."""
     ledger = make_ledger()
@@ -456,6 +479,7 @@ def test_a_domain_without_tables(host_of: HostOf) -> None:
     assert [one.context for one in host.log.read(after=head)] == ["qntx.rebuilt"]
 
 
+@pytest.mark.derive_once
 def test_nothing_is_derived_twice_or_never(host_of: HostOf) -> None:
     """Sources before, during and after rebuilds are each answered once."""
     ledger = make_ledger()
@@ -472,6 +496,43 @@ def test_nothing_is_derived_twice_or_never(host_of: HostOf) -> None:
 
     caused = [one.caused_by for one in host.ax(contexts="odd")]
     assert sorted(caused, key=str) == sorted(f"move {n}" for n in range(60) if n % 2)
+
+
+@pytest.mark.derive_once
+@pytest.mark.parametrize("swaps", [6, pytest.param(500, marks=pytest.mark.nightly)])
+def test_swap_after_swap_with_live_advancing_each_source_is_answered_once(
+    host_of: HostOf, swaps: int
+) -> None:
+    """Also what was parked, worked off and parked again meanwhile is answered, and only once."""
+    failing: set[int] = set()
+    ledger = Domain("ledger", emits=("moved", "odd"), on_failure="park")
+    ledger.table("accounts", Column("entity", String, primary_key=True))
+
+    @ledger.derive(Moved)
+    def say(moved: Recorded[Moved], rows: ReadRows) -> Iterator[Attestation]:  # noqa: ARG001
+        if moved.payload.amount in failing:
+            raise LookupError
+        yield ledger.attest(Odd(amount=moved.payload.amount), entity=moved.entity)
+
+    host = host_of(ledger)
+    with host.running():
+        for n in range(swaps):
+            failing.add(3 * n + 1)
+            host.append(moves(ledger, 3 * n, 3))
+            host.rebuild("ledger")
+            if n % 3 == 0:
+                failing.clear()
+                if host.parked("ledger"):
+                    host.retry("ledger")
+    failing.clear()
+    host.catch_up()
+    if host.parked("ledger"):
+        host.retry("ledger")
+    host.catch_up()
+
+    caused = sorted(str(one.caused_by) for one in host.ax(contexts="odd"))
+    assert caused == sorted(f"move {n}" for n in range(3 * swaps))
+    assert host.parked("ledger") == []
 
 
 def test_the_target_is_the_live_cursor(host_of: HostOf) -> None:
@@ -529,6 +590,7 @@ def test_indexes_and_constraints_are_there_generation_after_generation(host_of: 
     assert first["ledger_accounts"][0] == [(["moves"], False), (["moves", "entity"], False)]
 
 
+@pytest.mark.old_code
 def test_a_new_version_brings_other_tables_and_columns(host_of: HostOf) -> None:
     """Old tables serve until the swap, then the new ones, and going back is one more rebuild."""
     old, new = make_ledger(1), make_ledger(2)
@@ -567,6 +629,7 @@ def test_a_new_version_brings_other_tables_and_columns(host_of: HostOf) -> None:
     assert len(host.ax(contexts="odd")) == odd + 3
 
 
+@pytest.mark.old_code
 def test_a_batch_that_a_new_version_overtakes_is_undone_by_name(host_of: HostOf) -> None:
     """While a batch is in hand, tables of another shape wait, or the batch is undone by name."""
     old, new = make_ledger(1), make_ledger(2)
@@ -584,6 +647,7 @@ def test_a_batch_that_a_new_version_overtakes_is_undone_by_name(host_of: HostOf)
     assert len(newer.ax(contexts="odd")) == 5
 
 
+@pytest.mark.old_code
 def test_a_runner_that_a_new_version_overtakes_goes_on(host_of: HostOf) -> None:
     """A running host whose batch is overtaken by other tables keeps its threads."""
     old, new = make_ledger(1), make_ledger(2)
@@ -598,6 +662,32 @@ def test_a_runner_that_a_new_version_overtakes_goes_on(host_of: HostOf) -> None:
         assert wait_until(lambda: beside.outcome is not None)
         assert not wait_until(has_stopped, 0.5)
     assert isinstance(beside.outcome, Rebuilt)
+
+
+@pytest.mark.old_code
+def test_a_version_is_rolled_out_and_back_while_both_run(host_of: HostOf) -> None:
+    """No row of either is lost or of the wrong shape, and old tables go without their code."""
+    old, new = make_ledger(1), make_ledger(2)
+    host, newer = host_of(old), host_of(new)
+    host.append(moves(old, 0, 20))
+    host.catch_up()
+
+    with host.running(), newer.running():
+        host.append(moves(old, 20, 20))
+        newer.rebuild("ledger")
+        newer.wait_for(host.append(moves(old, 40, 20))[-1].position, "ledger", timeout=BOUND)
+        rolled_out = rows_of(newer, new)
+        names = table_names(newer)
+        host.rebuild("ledger")
+        host.wait_for(newer.append(moves(new, 60, 20))[-1].position, "ledger", timeout=BOUND)
+    host.catch_up()
+
+    assert names == set(new.tables)
+    assert sum(row[1] for row in rolled_out["ledger_accounts"]) == 60
+    assert table_names(host) == set(old.tables)
+    assert sum(row[1] for row in rows_of(host, old)["ledger_accounts"]) == 80
+    assert len(host.ax(contexts="odd")) == 40
+    assert host.rebuild("ledger").is_same
 
 
 def test_leftovers_of_a_dead_rebuild_are_dropped(host_of: HostOf) -> None:
@@ -618,6 +708,7 @@ def test_leftovers_of_a_dead_rebuild_are_dropped(host_of: HostOf) -> None:
     assert table_names(host) == {*ledger.tables, *other.tables, "ledger2_things__g7"}
 
 
+@pytest.mark.rebuild_killed
 def test_of_two_rebuilds_at_once_one_gives_way(host_of: HostOf) -> None:
     """Live is right in the end, and whoever lost is told so by name."""
     ledger = make_ledger()
@@ -706,6 +797,7 @@ def test_the_first_to_finish_leaves_the_tables_of_the_second_alone(host_of: Host
     assert table_names(host) == set(ledger.tables)
 
 
+@pytest.mark.inline_leaves_nothing_out
 def test_an_inline_domain_is_rebuilt_while_jobs_are_requested(host_of: HostOf) -> None:
     """Pulse is rebuilt under load: no job is lost, run twice or forgotten by its table."""
     ledger = Domain("ledger")
@@ -844,6 +936,7 @@ def test_progress_is_told_from_nothing_to_all(host_of: HostOf) -> None:
     assert [one.done for one in heard] == sorted(one.done for one in heard)
 
 
+@pytest.mark.swap_under_readers
 def test_a_swap_that_a_reader_never_lets_through_gives_up_by_name(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:

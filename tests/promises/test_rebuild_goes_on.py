@@ -117,6 +117,7 @@ def is_nothing_left(host: Host) -> bool:
     return not left and not [one for one in tables if "__g" in one]
 
 
+@pytest.mark.rebuild_killed
 @pytest.mark.parametrize("ranges", [1, 3])
 def test_a_rebuild_goes_on_where_a_crash_left_it(host: Host, url: str, ranges: int) -> None:
     """What was filled is kept, with what derive handlers said and who is parked."""

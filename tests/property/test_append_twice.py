@@ -30,6 +30,7 @@ def fresh(url: str) -> Iterator[Callable[[], tuple[Database, Sequencer, Log]]]:
     database.close()
 
 
+@pytest.mark.same_id
 @settings(max_examples=30, suppress_health_check=FIXTURES)
 @given(steps=st.lists(STEP, min_size=1, max_size=6))
 @example(steps=[("append", [(0, 0)]), ("append", [(0, 0)])])

@@ -283,6 +283,7 @@ def benches(
 
 
 # An example is projected six times, half of them on a server.
+@pytest.mark.batch_never_shows
 @settings(max_examples=settings().max_examples // 4)
 @given(log=LOGS, sizes=SIZES)
 @example(
@@ -303,6 +304,7 @@ def test_any_cutting_gives_the_same_rows(benches: list[Bench], log: Log, sizes: 
     assert outcomes[1:] == outcomes[:1] * 5
 
 
+@pytest.mark.batch_never_shows
 @pytest.mark.parametrize(
     "log",
     [
@@ -373,6 +375,7 @@ def test_the_edges_of_numbers_do_not_show_a_batch(benches: list[Bench], log: Log
     assert outcomes[1:] == outcomes[:1] * 9
 
 
+@pytest.mark.batch_never_shows
 def test_a_unique_value_taken_without_asking_stops_at_every_batch_size(
     benches: list[Bench],
 ) -> None:

@@ -332,6 +332,7 @@ def test_the_two_domains_differ_in_who_folds() -> None:
 
 
 # An example is projected eight times, half of them on a server.
+@pytest.mark.fold_meaning
 @settings(max_examples=settings().max_examples // 4)
 @given(log=LOGS, sizes=SIZES, put=PUTS)
 @example(log=[("bought", "a", {"n": 1}, 1)], sizes=[1], put=[{"entity": "a", "bought": INT32}])
@@ -354,6 +355,7 @@ def test_a_fold_means_the_same_wherever_it_runs(
     assert found[1:] == found[:1] * 7
 
 
+@pytest.mark.fold_meaning
 @settings(max_examples=settings().max_examples // 4)
 @given(log=ODD_LOGS, sizes=SIZES)
 @example(log=[("bought", "a", {"n": 1}, 1), ("bought", "a", {}, 1)], sizes=[2])

@@ -501,6 +501,11 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
+@pytest.mark.conditions
+@pytest.mark.caller_session
+@pytest.mark.whole_and_causal
+@pytest.mark.holes
+@pytest.mark.gap
 def test_no_interleaving_loses_or_disorders_anything(url: str, stack: ExitStack) -> None:
     """Every reader sees all that was committed, once, whole and in order, whoever did what when."""
     Interleavings.met.clear()
@@ -531,12 +536,14 @@ QUICKLY: dict[str, Any] = {
 }
 
 
+@pytest.mark.gap
 def test_the_machine_finds_what_a_sequence_loses(postgres_url: str, stack: ExitStack) -> None:
     """Positions drawn at the insert and seen at the commit: a reader passes what comes later."""
     with pytest.raises(AssertionError, match=r"never read|has changed"):
         drive(ByASequence(postgres_url, stack), **QUICKLY)
 
 
+@pytest.mark.whole_and_causal
 @pytest.mark.parametrize(
     ("ours", "theirs", "trouble"),
     [
@@ -632,6 +639,7 @@ def places(order: Order) -> list[tuple[str, int]]:
     return [(one.entity, one.position) for one in order.log.read()]
 
 
+@pytest.mark.lock_and_head_in_one_statement
 def test_two_passes_at_once_are_one_after_the_other(postgres_url: str, stack: ExitStack) -> None:
     """Who waited for the lock reads the head anew, though no guard would have stopped him."""
     order, other = Order(postgres_url, stack), Database(postgres_url)
@@ -644,6 +652,7 @@ def test_two_passes_at_once_are_one_after_the_other(postgres_url: str, stack: Ex
     assert places(order) == [("first", 1), ("second", 2)]
 
 
+@pytest.mark.lock_and_head_in_one_statement
 def test_a_lock_and_a_head_in_one_statement_share_a_position(
     postgres_url: str, stack: ExitStack
 ) -> None:
@@ -658,6 +667,7 @@ def test_a_lock_and_a_head_in_one_statement_share_a_position(
     assert sorted(places(order)) == [("first", 1), ("second", 1)]
 
 
+@pytest.mark.lock_and_head_in_one_statement
 def test_the_database_refuses_a_shared_position(postgres_url: str, stack: ExitStack) -> None:
     """With its guards such a pass is refused whole, and the next one gives the position."""
     order, other = Order(postgres_url, stack), Database(postgres_url)

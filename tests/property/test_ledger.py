@@ -186,6 +186,8 @@ def benches(
 
 
 # Each example is told four times, and rebuilt eight times, with all that was told before it.
+@pytest.mark.failing
+@pytest.mark.derive_once
 @settings(max_examples=settings().max_examples // 10)
 @given(story=STORIES, sizes=SIZES)
 def test_live_and_rebuilt_rows_are_those_of_one_by_one(

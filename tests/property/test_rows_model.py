@@ -246,6 +246,7 @@ def _contents(connection: Connection, table: Table) -> list[dict[str, Any]]:
     return sorted((dict(row._mapping) for row in found), key=repr)  # noqa: SLF001 - see above
 
 
+@pytest.mark.rows_model
 @given(ops=OPS)
 def test_rows_are_a_dictionary(hosts: list[Host], ops: list[tuple[Any, ...]]) -> None:
     """Whatever is said to rows, in any order, they answer and end as a dictionary would."""
