@@ -195,6 +195,7 @@ def host_of() -> Iterator[HostOf]:
         host.close()
 
 
+@pytest.mark.swap_keeps
 def test_what_would_be_lost_is_refused_by_name_before_the_fill(host_of: HostOf, url: str) -> None:
     """Neither a rebuild nor its rehearsal begins, and both name all that others have made."""
     host = host_of(url, make())
@@ -217,6 +218,7 @@ def test_what_would_be_lost_is_refused_by_name_before_the_fill(host_of: HostOf, 
     assert host.rebuild("ledger").is_same
 
 
+@pytest.mark.swap_keeps
 def test_what_is_made_meanwhile_is_refused_with_live_untouched(host_of: HostOf, url: str) -> None:
     """What is found only under the locks of the swap undoes it, and the projector goes on."""
     host = host_of(url, make())
@@ -272,6 +274,7 @@ def roles(postgres_url: str) -> Iterator[tuple[str, str, str]]:
         run(host, *(f"DROP OWNED BY {name}; DROP ROLE {name}" for name in names))
 
 
+@pytest.mark.swap_keeps
 def test_rights_comments_and_options_stay_with_the_name(
     host_of: HostOf, postgres_url: str, roles: tuple[str, str, str]
 ) -> None:
@@ -305,6 +308,7 @@ def test_rights_comments_and_options_stay_with_the_name(
     ]
 
 
+@pytest.mark.swap_keeps
 def test_a_new_version_keeps_what_it_still_has(
     host_of: HostOf, postgres_url: str, roles: tuple[str, str, str]
 ) -> None:
@@ -333,6 +337,7 @@ def test_a_new_version_keeps_what_it_still_has(
     ]
 
 
+@pytest.mark.prepared
 def test_what_others_have_prepared_goes_on(host_of: HostOf, postgres_url: str) -> None:
     """A prepared statement of somebody's connection reads the new table, if its shape is equal."""
     host = host_of(postgres_url, make())
@@ -351,6 +356,7 @@ def test_what_others_have_prepared_goes_on(host_of: HostOf, postgres_url: str) -
         )
 
 
+@pytest.mark.prepared
 def test_our_own_connections_are_opened_anew_after_a_swap(host_of: HostOf, url: str) -> None:
     """What was prepared before a column changed its type is refused to nobody after the swap."""
     move(host_of(url, make()))
