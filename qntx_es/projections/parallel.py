@@ -17,6 +17,7 @@ from qntx_es.domain import Domain
 from qntx_es.errors import NoWorkers, RebuildLost
 from qntx_es.projections.filling import Filling, Ground, read_fillings
 from qntx_es.projections.generations import fresh_tables
+from qntx_es.projections.recovery import HandlerFailed
 from qntx_es.projections.slices import Slices
 from qntx_es.sequencer import Sequencer
 
@@ -58,7 +59,7 @@ def fill_in_parallel(
 
 
 def fill_range(task: Task) -> None:
-    """Fill one range up to its target: what a worker does."""
+    """Fill one range up to its target, or to where a handler fails: what a worker does."""
     domain = imported(task.domain)
     database = Database(task.url, timeout=timedelta(seconds=task.lock_seconds))
     try:
@@ -74,6 +75,8 @@ def fill_range(task: Task) -> None:
         filling.read_ledger()
         while filling.position < task.target:
             filling.fill(task.target)
+    except HandlerFailed:
+        return  # whoever gave the task goes on from here, and meets it by himself
     finally:
         database.close()
 

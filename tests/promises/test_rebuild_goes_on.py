@@ -16,6 +16,7 @@ from sqlalchemy import BigInteger, Column, String, inspect, select
 from qntx_es import Attestation, Domain, Host, Payload, ReadRows, Recorded, Rows, faults
 from qntx_es.errors import NoWorkers
 from qntx_es.projections import filling
+from qntx_es.projections.recovery import HandlerFailed
 from qntx_es.tables import fills, rebuilds
 
 BATCH = 25
@@ -35,9 +36,12 @@ class Flagged(Payload, context="flagged"):
     total: int
 
 
-def make(*, step: int = 1) -> Domain:
-    """Make a domain of independent accounts; another `step` is other code."""
-    domain = Domain("ledger", by_entity=True, emits=(Flagged,), on_failure="park")
+def make(*, step: int = 1, version: int = 1) -> Domain:
+    """Make a domain of independent accounts; another `step` is other code.
+
+    Of a new version nobody is parked, so that its rebuild meets what fails.
+    """
+    domain = Domain("ledger", version=version, by_entity=True, emits=(Flagged,), on_failure="park")
     sums = domain.table(
         "sums",
         Column("entity", String, primary_key=True),
@@ -73,6 +77,7 @@ def make(*, step: int = 1) -> Domain:
 
 
 ledger = make()
+brittle = make(version=2)
 
 
 @pytest.fixture
@@ -180,6 +185,16 @@ def test_workers_fill_ranges_side_by_side(host: Host) -> None:
     assert rows_of(host) == before
     assert (rebuilt.is_same, rebuilt.derived) == (True, whole.derived)
     assert {one.entity for one in host.parked("ledger")} == {"e7"}
+    assert is_nothing_left(host)
+
+
+def test_a_handler_that_fails_in_a_worker_is_named(host: Host, url: str) -> None:
+    """What fails in another process is told as what fails here, and live is untouched."""
+    before = rows_of(host)
+    with Host(url, [brittle]) as changed, pytest.raises(HandlerFailed, match="ValueError"):
+        changed.rebuild("ledger", workers=2)
+
+    assert rows_of(host) == before
     assert is_nothing_left(host)
 
 
