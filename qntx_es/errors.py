@@ -389,6 +389,10 @@ class NoWorkers(QntxError):
     """Ranges cannot be filled by other processes here. Rebuild without workers."""
 
 
+class RebuiltAlready(QntxError):
+    """Another host has rebuilt this model meanwhile: its tables are of this version."""
+
+
 class RebuildRunning(QntxError):
     """The fresh tables of this domain are another's: one rebuild or verify of it at a time."""
 

@@ -766,13 +766,15 @@ class Host:
                 raise stopped[0]
             return
 
-    def _rebuild(
+    def _rebuild(  # noqa: PLR0913 - one keyword a choice
         self,
         name: str,
         expect: Iterable[str],
         actor: str | None,
         progress: Callable[[RebuildProgress], None] | None,
         workers: Workers | None = None,
+        *,
+        only_outdated: bool = False,
     ) -> Rebuild:
         domain = self.domain(name)
         self.get_ready()
@@ -786,11 +788,12 @@ class Host:
             progress=progress,
             stopping=self._stopping,
             workers=workers,
+            only_outdated=only_outdated,
         )
 
     def _outdated(self) -> Outdated:
         def rebuild(name: str, report: Report) -> None:
-            self._rebuild(name, (), None, report).run()
+            self._rebuild(name, (), None, report, only_outdated=True).run()
 
         return Outdated(self.database, self.domains.values(), rebuild, self._stopping)
 

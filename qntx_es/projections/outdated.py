@@ -16,7 +16,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from qntx_es.database import Database
 from qntx_es.domain import Domain
-from qntx_es.errors import LedgerChanged, QntxError, RebuildLost, RebuildRunning, SwapBusy
+from qntx_es.errors import (
+    LedgerChanged,
+    QntxError,
+    RebuildLost,
+    RebuildRunning,
+    RebuiltAlready,
+    SwapBusy,
+)
 from qntx_es.projections.cursor import cursors_of
 from qntx_es.projections.fresh import RebuildProgress, Report
 from qntx_es.projections.recovery import (
@@ -83,7 +90,7 @@ class Outdated:
         except RebuildRunning as running:
             logger.info("%s", running)
             return False
-        except HostStops:
+        except (HostStops, RebuiltAlready):
             return False
         except (QntxError, SQLAlchemyError) as error:
             logger.exception("`%s` was not rebuilt: it is tried again", name)

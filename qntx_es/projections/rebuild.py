@@ -27,7 +27,7 @@ from qntx_es import faults
 from qntx_es.attestation import Attestation
 from qntx_es.database import Database
 from qntx_es.domain import Domain
-from qntx_es.errors import LeaseLost, LogBusy, RebuildDiffers, SwapBusy
+from qntx_es.errors import LeaseLost, LogBusy, RebuildDiffers, RebuiltAlready, SwapBusy
 from qntx_es.log import Log
 from qntx_es.projections import generations
 from qntx_es.projections.certificate import (
@@ -116,7 +116,9 @@ class Rebuild:
         progress: Report | None = None,
         stopping: Event | None = None,
         workers: Workers | None = None,
+        only_outdated: bool = False,
     ) -> None:
+        self._only_outdated = only_outdated
         self._database = database
         self._sequencer = sequencer
         self._log = log
@@ -139,6 +141,7 @@ class Rebuild:
         fresh = self._fresh
         refuse_planned(self._database, self._domain)
         with fresh.standing():
+            self._refuse_current()
             found = self._prove(across_versions=bool(self._expected))
             said = circumstances(
                 self._database,
@@ -171,6 +174,13 @@ class Rebuild:
         refuse_planned(self._database, self._domain)
         with self._fresh.standing():
             return with_touches(self._fresh, self._prove(across_versions=True))
+
+    def _refuse_current(self) -> None:
+        """Raise `RebuiltAlready` where what was outdated has been rebuilt by another meanwhile."""
+        with self._database.read() as connection:
+            (live, *_) = self._fresh.lives(connection)
+        if self._only_outdated and live.version >= self._domain.version:
+            raise RebuiltAlready
 
     def _prove(self, *, across_versions: bool) -> Comparison:
         """Fill and compare. Raises `RebuildDiffers`."""
