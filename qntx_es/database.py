@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -250,9 +250,18 @@ class Database:
         """Create the SQLite file if there is none, readable by its owner alone."""
         if self._file is None or self._file.exists():
             return
+        # Elsewhere first, and then in its place at one blow: of several who turn an empty file to
+        # write-ahead logging at once, SQLite refuses all but one, and lets nobody wait.
+        unborn = self._file.with_name(f".{self._file.name}-{uuid4()}")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600))
+            os.close(os.open(unborn, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            try:
+                self._connect(f"file:{quote(str(unborn))}?mode=rw").close()
+                with suppress(FileExistsError):  # another was first
+                    os.link(unborn, self._file)
+            finally:
+                unborn.unlink()
         except OSError as error:
             raise DatabaseUnavailable(f"cannot create {self._file}: {error.strerror}") from error
 

@@ -115,6 +115,28 @@ def test_threads_that_upgrade_at_once_upgrade_once(url: str) -> None:
     assert errors == []
 
 
+def test_threads_that_create_a_file_at_once_all_find_it(tmp_path: Path) -> None:
+    """Whoever comes first makes it whole, so that nobody meets a file half made, or is refused."""
+    errors: list[BaseException] = []
+    ready = threading.Barrier(4)
+
+    def create(path: Path) -> None:
+        with opened(f"sqlite:///{path}") as database:
+            ready.wait(BOUND)
+            try:
+                database.create()
+                assert database.revision() is None
+            except BaseException as error:  # noqa: BLE001 - a thread's failure is the test's
+                errors.append(error)
+
+    for n in range(25):
+        path = tmp_path / f"{n}.db"
+        run([threading.Thread(target=create, args=(path,)) for _ in range(4)])
+
+    assert errors == []
+    assert sorted(path.name for path in tmp_path.glob(".*")) == []
+
+
 def test_several_databases_can_be_upgraded_at_once(tmp_path: Path, postgres_url: str) -> None:
     """Hosts of one process, on databases of their own, do not disturb each other."""
     urls = [f"sqlite:///{tmp_path}/{n}.db" for n in range(4)] + [postgres_url]
