@@ -9,7 +9,8 @@ made by the engine as it makes all others, and spoken to in the driver's lowest 
 import struct
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from weakref import finalize
@@ -56,6 +57,12 @@ class _Line:
             self.prepared.add(statement)
         return self.driver.pgconn.exec_prepared(_name(statement), encoded, formats)
 
+    def ask(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        is_prepared = self.driver.prepare_threshold is not None
+        found = self.driver.execute(statement, values, prepare=is_prepared)
+        rows: list[tuple[Any, ...]] = found.fetchall()
+        return rows
+
 
 def _name(statement: bytes) -> bytes:
     return b"qntx_%d" % (hash(statement) & 0xFFFFFFFF)
@@ -76,10 +83,37 @@ class Calls:
 
         Raises what SQLAlchemy would.
         """
+        with self._one_of_few():
+            return self._run(_pop(self._kept) or self._connect(), statement, values)
+
+    def ask(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Run a statement with the driver's %(name)s, and return its rows as the driver has them.
+
+        Raises what SQLAlchemy would.
+        """
+        with self._one_of_few():
+            line = _pop(self._kept) or self._connect()
+            try:
+                rows = line.ask(statement, values)
+            except self._psycopg.Error as error:
+                is_lost = line.driver.info.transaction_status != _IDLE
+                if is_lost:
+                    self._lose(line)
+                else:
+                    self._kept.append(line)
+                raise self._named(error, statement, is_lost=is_lost) from error
+            except BaseException:
+                line.driver.close()  # whatever it was amid
+                raise
+            self._kept.append(line)
+            return rows
+
+    @contextmanager
+    def _one_of_few(self) -> Iterator[None]:
         if not self._free.acquire(timeout=self._timeout_seconds):
             raise PoolTimeout
         try:
-            return self._run(_pop(self._kept) or self._connect(), statement, values)
+            yield
         finally:
             self._free.release()
 
@@ -107,7 +141,7 @@ class Calls:
             result = line.run(statement, values)
         except self._psycopg.Error as error:
             self._lose(line)
-            raise self._named(error, statement, is_lost=True) from error
+            raise self._named(error, statement.decode(), is_lost=True) from error
         except BaseException:
             line.driver.close()  # whatever it was amid
             raise
@@ -118,7 +152,7 @@ class Calls:
             self._kept.append(line)
         if result.status != _TUPLES:
             refusal = self._psycopg.errors.error_from_result(result)
-            raise self._named(refusal, statement, is_lost=is_lost) from refusal
+            raise self._named(refusal, statement.decode(), is_lost=is_lost) from refusal
         row = (result.get_value(0, column) for column in range(result.nfields))
         return [None if one is None else one.decode() for one in row]
 
@@ -132,10 +166,10 @@ class Calls:
         self.close()
         self._engine.dispose()
 
-    def _named(self, error: Any, statement: bytes, *, is_lost: bool) -> BaseException:  # noqa: ANN401
+    def _named(self, error: Any, statement: str, *, is_lost: bool) -> BaseException:  # noqa: ANN401
         """Return an error of the driver's as SQLAlchemy raises it."""
         named: BaseException = DBAPIError.instance(
-            statement.decode(),
+            statement,
             None,
             error,
             self._psycopg.Error,

@@ -9,7 +9,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -103,7 +103,7 @@ class Database:
         patience: timedelta = timedelta(seconds=15),
     ) -> None:
         self._clock = clock
-        self._idle = {"idle": f"{max(1, round(patience.total_seconds() * 1000))}ms"}
+        self._idle = max(1, round(patience.total_seconds() * 1000))
         self.timeout_seconds = timeout.total_seconds()
         self._writer = threading.Lock()
         self._file: Path | None = None
@@ -180,6 +180,11 @@ class Database:
         with self.named_errors():
             return self._calls.call(statement, values)
 
+    def ask(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Ask in the driver's words, in a transaction of its own: PostgreSQL."""
+        with self.named_errors():
+            return self._calls.ask(statement, values)
+
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """Give a connection in a transaction that commits at the end of the block, or undoes all.
@@ -188,7 +193,7 @@ class Database:
         """
         if not self.is_sqlite:
             with self.named_errors(), self.engine.begin() as connection:
-                connection.execute(_BOUND_IDLING, self._idle)
+                self._begin_bounded(connection)
                 yield connection
             return
         # Threads of one process queue here, where waiting is fair; processes wait in SQLite.
@@ -202,6 +207,14 @@ class Database:
                     yield connection
         finally:
             self._writer.release()
+
+    def _begin_bounded(self, connection: Connection) -> None:
+        """Begin, and bound how long the transaction may stand idle, in one way there and back."""
+        driver: Any = connection.connection.driver_connection
+        driver.pgconn.exec_(_BEGIN_BOUNDED % self._idle)
+        if driver.info.transaction_status != _IN_TRANSACTION:
+            # Whatever is wrong with the connection, by this road it is named, and given up.
+            connection.execute(select(1))
 
     def _let_wal_grow(self, connection: Connection) -> None:
         """Let the write-ahead log of a file grow to a quarter of the file itself.
@@ -456,9 +469,10 @@ def _run_revisions(connection: Connection) -> None:
 # Alembic keeps what it works on in its modules: one upgrade at a time in a process.
 _ALEMBIC = threading.Lock()
 _ASK_CLOCK = select(CLOCK)
-_BOUND_IDLING = select(
-    func.set_config("idle_in_transaction_session_timeout", bindparam("idle"), literal(True))  # noqa: FBT003 - SQL's
+_BEGIN_BOUNDED = (
+    b"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = %d"
 )
+_IN_TRANSACTION = 2  # psycopg.pq.TransactionStatus
 # Until the transaction ends; compiling a plan of a query that is estimated high takes longer than
 # most queries do.
 _PATIENCE = select(

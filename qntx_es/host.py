@@ -71,7 +71,7 @@ from qntx_es.projections.travel import Travelled, diff, travel
 from qntx_es.projections.verify import FIRST, Verified, verify
 from qntx_es.pulse import Ticker, Worker, pulse
 from qntx_es.registry import Registry
-from qntx_es.sequencer import Receipt, Sequencer
+from qntx_es.sequencer import Grown, Receipt, Sequencer
 from qntx_es.services import Store
 from qntx_es.sessions import AnySession
 from qntx_es.tables import cursors
@@ -232,8 +232,7 @@ class Host:
         domain = self.domain(name)
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         deadline = time.monotonic() + seconds
-        stood_at, since = -1, 0.0
-        self._wake()
+        stood_at, since, is_told = -1, 0.0, False
         while True:
             with self.database.read() as connection:
                 seen = arrival(connection, domain, position, entity)
@@ -241,6 +240,9 @@ class Host:
                 raise seen.refused
             if seen.reached >= position:
                 return
+            if not is_told:
+                self._tell()  # whoever has nothing to do is not in a hurry, unless it is asked for
+                is_told = True
             now = time.monotonic()
             if seen.stands is None or seen.reached != stood_at:
                 stood_at, since = seen.reached, now
@@ -500,7 +502,7 @@ class Host:
             threading.Thread(target=self._outdated().run, args=(self._wake,), name="outdated"),
             threading.Thread(target=self._scrubber().run, name="scrubber"),
         ]
-        listener = Listener(self.database, self._wake, self._stopping)
+        listener = Listener(self.database, self._wake, self._stopping, self._hints.sender)
         self._supervisor, self._running_worker = supervisor, worker
         leases = self._lease()
         supervisor.start()
@@ -828,19 +830,20 @@ class Host:
                 logger.warning("schedules wait: %s", error)
             self._stopping.wait(TICK_SECONDS_MAX)
 
-    def _tell(self) -> None:
+    def _tell(self, contexts: Grown = None) -> None:
         """Wake who waits for the log to grow, here and elsewhere."""
-        self._wake()
-        self._hints.send()
+        self._wake(contexts)
+        self._hints.send(contexts)
 
     def _interventions(self, name: str, by: str | None) -> Interventions:
         self.get_ready()
         return Interventions(self._sequencer, name, by)
 
-    def _wake(self) -> None:
+    def _wake(self, contexts: Grown = None) -> None:
         if self._supervisor is not None:
-            self._supervisor.wake()
-        if self._running_worker is not None:
+            self._supervisor.wake(contexts)
+        is_of_jobs = contexts is None or not contexts.isdisjoint(pulse.payloads)
+        if self._running_worker is not None and is_of_jobs:
             self._running_worker.wake.set()
 
     _running_worker: Worker | None = None

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from sqlalchemy import Connection, Executable
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
@@ -66,6 +66,9 @@ from qntx_es.statements import (
 )
 
 logger = logging.getLogger(__name__)
+
+# The contexts by which the log has grown, or None if they are not known.
+Grown: TypeAlias = frozenset[str] | None
 
 APPEND_MAX = 10_000
 APPEND_BYTES_MAX = 16 << 20
@@ -155,8 +158,9 @@ class Sequencer:
         self._leading = Lock()
         self._kinship = Kinship(database)
         self.inline: InlineFold | None = None
-        # Called behind a commit by which the log has grown, or may have.
-        self.grown: Callable[[], None] = _nobody_waits
+        # Called behind a commit by which the log has grown, or may have: by which contexts, or by
+        # None if that is not known.
+        self.grown: Callable[[Grown], None] = _nobody_waits
 
     def check(self) -> None:
         """Raise `UnsupportedDatabase` unless the lock locks: on some servers it does nothing."""
@@ -224,7 +228,7 @@ class Sequencer:
             faults.point("append.before_commit")
         faults.point("append.after_commit")
         if receipts:
-            self.grown()
+            self.grown(_contexts(chosen))
         return receipts
 
     def _append_if(
@@ -246,7 +250,7 @@ class Sequencer:
             receipts = self._sequence(connection, attestations, head, now, numbers)
             faults.point("append.before_commit")
         faults.point("append.after_commit")
-        self.grown()
+        self.grown(_contexts(attestations))
         return receipts
 
     @contextmanager
@@ -296,12 +300,12 @@ class Sequencer:
         if not self._database.is_sqlite:
             with self._locked():
                 pass
-        self.grown()
+        self.grown(None)
 
     def follow_commit(self) -> None:
         """Give positions to what a caller's transaction has just left, if nobody else does."""
         self.look_again()
-        self.grown()
+        self.grown(None)
 
     def catch_up_inline(self) -> None:
         """Let the inline projectors follow the log, where a rebuild or a failure held them up."""
@@ -346,7 +350,7 @@ class Sequencer:
             for ticket in group:
                 ticket.is_done = True
         faults.point("append.after_commit")
-        self.grown()
+        self.grown(_contexts(one for ticket in group for one in ticket.attestations))
 
     def _sequence_ticket(
         self, connection: Connection, ticket: _Ticket, head: Head, now: int
@@ -380,7 +384,7 @@ class Sequencer:
             return self._receipts_of_dropped(attestations)
         if not appended.is_done:
             self.look_again()
-        self.grown()
+        self.grown(_contexts(fresh))
         positions = {one.id: appended.head + n for n, one in enumerate(fresh, 1)}
         return [Receipt(one.id, positions[one.id]) for one in attestations]
 
@@ -401,7 +405,7 @@ class Sequencer:
             if receipts is None:
                 return self._receipts_of_dropped(attestations)
             self.look_again()
-            self.grown()
+            self.grown(_contexts(attestations))
             return receipts
 
     def _append_if_free(self, attestations: Sequence[Attestation]) -> list[Receipt] | None:
@@ -434,6 +438,7 @@ class Sequencer:
             known = self._wait_for(ids)
         except LogBusy as error:
             raise PositionPending from error
+        self.grown(_contexts(attestations))
         # Where a twin was in the log first, the pass has set the whole of this append aside.
         _unknown(attestations, known)
         return [Receipt(one, known[one].position) for one in ids]
@@ -445,7 +450,6 @@ class Sequencer:
             self._empty_inbox(connection)
             found = known_by_id(connection, ids)
         self.look_again()
-        self.grown()
         return found
 
     def _known_now(self, ids: list[str]) -> dict[str, Any]:
@@ -566,8 +570,12 @@ class Sequencer:
             self.inline(connection, head)
 
 
-def _nobody_waits() -> None:
+def _nobody_waits(_: Grown) -> None:
     """Tell nobody that the log has grown."""
+
+
+def _contexts(attestations: Iterable[Attestation]) -> frozenset[str]:
+    return frozenset(one.context for one in attestations)
 
 
 def _check_size(attestations: Sequence[Attestation]) -> None:

@@ -1,17 +1,21 @@
 """Hints between processes that the log has grown, so that nobody has to look all the time.
 
 A hint may be lost, come twice or too early: whoever runs looks by himself as well, and that is the
-truth. On PostgreSQL it is an empty NOTIFY, sent after the commit and by a thread of its own: within
+truth. On PostgreSQL it is a NOTIFY, sent after the commit and by a thread of its own: within
 every append it would make commits queue, one behind the other. The first goes at once, and those
-wanted meanwhile are one. On SQLite a number in the file says whether others have committed.
+wanted meanwhile are one. It names the contexts, so that only those look who read one of them. On
+SQLite a number in the file says whether others have committed.
 """
 
+import json
 import logging
 import os
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from threading import Event, Lock, Thread
-from typing import Any
+from typing import Any, TypeAlias
+from uuid import uuid4
 from weakref import ref
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -23,7 +27,13 @@ CHANNEL = "qntx_log"
 LISTEN_SECONDS = 1.0
 LOOK_SECONDS = 0.02
 TROUBLE_SECONDS = 1.0
-_NOTIFY = b"SELECT pg_notify($1::text, '')"
+# A transaction that notifies has a commit record; nobody has to wait for it to be on disk.
+_NOTIFY = b"SELECT set_config('synchronous_commit', 'off', true), pg_notify($1::text, $2::text)"
+# PostgreSQL takes 8 000; a longer list says no more than that there is something.
+PAYLOAD_BYTES_MAX = 7_000
+
+# The contexts of what is new, or None if they are not known.
+Contexts: TypeAlias = frozenset[str] | None
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +42,19 @@ class Hints:
     """Tells other processes that the log has grown."""
 
     def __init__(self, database: Database) -> None:
+        self.sender = uuid4().hex
         self._database = database
         self._thread: Thread | None = None
         self.forget()
         os.register_at_fork(after_in_child=partial(_forget, ref(self)))
 
-    def send(self) -> None:
+    def send(self, contexts: Contexts) -> None:
         """Send one soon; this neither waits nor fails."""
         if self._database.is_sqlite:
             return  # a commit is the hint
         if self._thread is None:
             self._start()
+        self._told.append(contexts)
         self._wanted.set()
 
     def close(self) -> None:
@@ -58,6 +70,7 @@ class Hints:
         """Have no thread: after a fork it is the other process's."""
         self._starting = Lock()
         self._wanted = Event()
+        self._told: deque[Contexts] = deque()
         self._is_over = False
         self._thread = None
 
@@ -75,9 +88,17 @@ class Hints:
                 return
             self._wanted.clear()
             try:
-                self._database.call(_NOTIFY, (CHANNEL,))
+                self._database.call(_NOTIFY, (CHANNEL, self._payload()))
             except (QntxError, SQLAlchemyError) as error:
                 logger.debug("no hint was sent: %s", error)
+
+    def _payload(self) -> str:
+        told = [self._told.popleft() for _ in range(len(self._told))]
+        known = [one for one in told if one is not None]
+        contexts = sorted(frozenset().union(*known)) if len(known) == len(told) else None
+        payload = json.dumps([self.sender, contexts])
+        is_short = len(payload) <= PAYLOAD_BYTES_MAX
+        return payload if is_short else json.dumps([self.sender, None])
 
 
 def _forget(of: "ref[Hints]") -> None:
@@ -87,10 +108,20 @@ def _forget(of: "ref[Hints]") -> None:
 
 
 class Listener:
-    """Calls `wake` when another process says that the log has grown, until told to stop."""
+    """Calls `wake` when somebody says that the log has grown, until told to stop.
 
-    def __init__(self, database: Database, wake: Callable[[], None], stopping: Event) -> None:
+    What `sender` says is passed over: the host's own threads have been woken already.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        wake: Callable[[Contexts], None],
+        stopping: Event,
+        sender: str = "",
+    ) -> None:
         self._database = database
+        self._sender = sender
         self._wake = wake
         self._stopping = stopping
         self._thread = Thread(target=self._run, name="listener")
@@ -115,10 +146,19 @@ class Listener:
 
     def _listen(self, driver: Any) -> None:  # noqa: ANN401 - the driver's connection
         driver.execute(f"LISTEN {CHANNEL}")
-        self._wake()  # first listen, then look: nothing lies in between
+        self._wake(None)  # first listen, then look: nothing lies in between
         while not self._stopping.is_set():
-            for _ in driver.notifies(timeout=LISTEN_SECONDS, stop_after=1):
-                self._wake()
+            for hint in driver.notifies(timeout=LISTEN_SECONDS, stop_after=1):
+                self._hear(hint.payload)
+
+    def _hear(self, payload: str) -> None:
+        try:
+            sender, contexts = json.loads(payload)
+            told = None if contexts is None else frozenset(contexts)
+        except (ValueError, TypeError):
+            sender, told = None, None  # of a hand, or of another version
+        if sender != self._sender:
+            self._wake(told)
 
     def _watch_file(self, driver: Any) -> None:  # noqa: ANN401 - the driver's connection
         seen = None
@@ -126,4 +166,4 @@ class Listener:
             (now,) = driver.execute("PRAGMA data_version").fetchone()
             if now != seen:
                 seen = now
-                self._wake()
+                self._wake(None)

@@ -110,7 +110,7 @@ def test_a_listener_that_is_cut_off_listens_again(postgres_url: str) -> None:
     stopping = threading.Event()
     with closing(Host(postgres_url)) as host:
         host.upgrade()
-        listener = Listener(host.database, heard.set, stopping)
+        listener = Listener(host.database, lambda _: heard.set(), stopping)
         listener.start()
         try:
             for _ in range(2):
@@ -172,15 +172,15 @@ def test_a_fork_sends_hints_of_its_own(postgres_url: str) -> None:
     with closing(Host(postgres_url)) as host:
         host.upgrade()
         hints = Hints(host.database)
-        listener = Listener(host.database, heard.release, stopping)
+        listener = Listener(host.database, lambda _: heard.release(), stopping)
         listener.start()
         try:
             assert heard.acquire(timeout=BOUND)  # it looks once when it begins
-            hints.send()
+            hints.send(None)
             assert heard.acquire(timeout=BOUND)
             child = os.fork()
             if child == 0:
-                hints.send()
+                hints.send(None)
                 signal.pause()
             assert heard.acquire(timeout=BOUND)
             os.kill(child, signal.SIGKILL)

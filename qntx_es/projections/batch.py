@@ -28,7 +28,7 @@ from functools import cache, partial
 from time import monotonic
 from typing import Any, cast
 
-from sqlalchemy import Connection, Select, bindparam, or_, select
+from sqlalchemy import Connection, Dialect, Select, bindparam, literal, or_, select
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from qntx_es import faults
@@ -183,6 +183,7 @@ class Batches:
         self._starts = Starts(handlers.domain, slices=slices)
         self._last: Cursor | None = None
         self._stored_at = 0.0
+        self._looked_at = 0.0
         # Until a batch is whole, the map may know what the database does not.
         self._is_whole = True
         self._began_at: Cursor | None = None
@@ -205,18 +206,20 @@ class Batches:
         *,
         until: int | None = None,
         eager: bool = True,
+        woken: bool = False,
         decision: Decision | None = None,
     ) -> Step:
         """Project the next `size` matching attestations, at most up to `until`.
 
-        A `decision` about the very next one takes hold, and is said, in its batch.
+        Who was `woken` goes on from where it has put the cursor, if it can, without a look. A
+        `decision` about the very next one takes hold, and is said, in its batch.
 
         Over ground where nothing matches the cursor is stored now and then, or always if `eager`.
         Raises `HandlerFailed`; `LeaseLost` when another runner was faster or holds the lease;
         `ProjectorOutdated` when the tables belong to another version; `ProjectorPaused`.
         """
         try:
-            step = self._step(size, until, decision, eager=eager)
+            step = self._step(size, until, decision, eager=eager, woken=woken)
         except FoldRefused:
             return self.step(size, until=until, eager=eager, decision=decision)
         except DBAPIError as error:
@@ -255,19 +258,22 @@ class Batches:
         return self.step(1, until=failed.at, decision=decision)
 
     def _step(
-        self, size: int, until: int | None, decision: Decision | None, *, eager: bool
+        self,
+        size: int,
+        until: int | None,
+        decision: Decision | None,
+        *,
+        eager: bool,
+        woken: bool,
     ) -> Step:
         self._is_whole = False
         with ExitStack() as stack:
             transaction = Transaction(self._database, stack)
             self._rows.connect = transaction
-            cursor, head = self._look(transaction(False))  # noqa: FBT003 - to read
-            faults.point("batch.after_look")
-            ceiling = head if until is None else min(until, head)
-            to_read = transaction(False)  # noqa: FBT003 - to read
-            portion = self._portions.after(cursor.position, ceiling, size, to_read, self._standing)
-            is_idle = not eager and self._stored_lately()
-            is_idle = is_idle and self._portions.is_bare(portion, cursor.position, to_read)
+            goes_on = self._go_on(size) if woken else None
+            cursor, head, portion = goes_on or self._look_and_read(transaction, size, until)
+            is_idle = goes_on is None and not eager and self._stored_lately()
+            is_idle = is_idle and self._is_bare(portion, cursor.position, transaction)
             if portion.until <= cursor.position or is_idle:
                 self._is_whole = True
                 return Step(cursor.position, cursor.position, head, 0, 0)
@@ -302,10 +308,39 @@ class Batches:
         self._rows.cool()
         return Step(cursor.position, stretch.ceiling, head, portion.size, len(said))
 
+    def _go_on(self, size: int) -> tuple[Cursor, int, Portion] | None:
+        """Read on from where this runner has put the cursor, or return None where it has to look.
+
+        Whether it still stands there is compared where it moves, as ever: who was overtaken, fenced
+        or told to pause finds out then, and looks.
+        """
+        last = self._last
+        is_blind = monotonic() - self._looked_at > STORE_SECONDS
+        if last is None or is_blind or self._portions.folding.size_max or self._database.is_sqlite:
+            return None
+        dialect = self._database.engine.dialect
+        sql, given = _asked_in_words(dialect, self._handlers.contexts | {RETRIED}, self._slices)
+        asked = {"after": last.position, "until": last.position + size, "size": size}
+        rows = self._database.ask(sql, given | asked)
+        if not 0 < len(rows) < size:
+            return None
+        self._began_at = last
+        return last, rows[-1][0], Portion(rows, rows[-1][0], len(rows))
+
+    def _look_and_read(
+        self, transaction: Transaction, size: int, until: int | None
+    ) -> tuple[Cursor, int, Portion]:
+        connection = transaction(False)  # noqa: FBT003 - to read
+        cursor, head = self._look(connection)
+        faults.point("batch.after_look")
+        ceiling = head if until is None else min(until, head)
+        standing = self._standing
+        portion = self._portions.after(cursor.position, ceiling, size, connection, standing)
+        return cursor, head, portion
+
     def _look(self, connection: Connection) -> tuple[Cursor, int]:
-        now = self._database.now(connection)
-        seen = look(connection, self._handlers.domain.name, now, self._slices)
-        self._began_at = seen.cursor
+        seen = look(self._database, connection, self._handlers.domain.name, self._slices)
+        self._began_at, self._looked_at = seen.cursor, monotonic()
         cursor = self.check(seen)
         if cursor != self._last:
             self._forget()
@@ -329,9 +364,11 @@ class Batches:
 
     def _is_overtaken(self) -> bool:
         with self._database.read() as connection:
-            now = self._database.now(connection)
-            seen = look(connection, self._handlers.domain.name, now, self._slices)
+            seen = look(self._database, connection, self._handlers.domain.name, self._slices)
         return seen.cursor != self._began_at
+
+    def _is_bare(self, portion: Portion, after: int, transaction: Transaction) -> bool:
+        return self._portions.is_bare(portion, after, transaction(False))  # noqa: FBT003 - to read
 
     def _stored_lately(self) -> bool:
         return monotonic() - self._stored_at < STORE_SECONDS
@@ -458,8 +495,9 @@ def read_batch(  # noqa: PLR0913, PLR0917 - what is read, and how much of it
     window = size
     while handlers.contexts and after < until and len(found) < size:
         to = min(until, after + window)
-        asked = _asked(handlers.contexts | {RETRIED}, slices).limit(size - len(found))
-        result = connection.execute(asked, {"after": after, "until": to})
+        asked = _asked(handlers.contexts | {RETRIED}, slices)
+        given = {"after": after, "until": to, "size": size - len(found)}
+        result = connection.execute(asked, given)
         # The driver's own tuples: no column needs converting, and a Row costs more than it gives.
         found += cast("Any", result.cursor).fetchall()
         after, window = to, min(window * 2, WINDOW_MAX)
@@ -473,14 +511,24 @@ def _asked(contexts: frozenset[str], slices: Slices) -> Select[Any]:
         select(*COLUMNS)
         .with_hint(attestations, "NOT INDEXED", "sqlite")
         .where(position > bindparam("after"), position <= bindparam("until"))
-        .where(attestations.c.context.in_(sorted(contexts)))
+        .where(attestations.c.context.in_([literal(one) for one in sorted(contexts)]))
         .order_by(position)
+        .limit(bindparam("size"))
     )
     if slices.is_all:
         return asked
     # A retry is about the projector, and every range looks whether it is its entity's.
     ours = attestations.c.slice.between(slices.first, slices.last)
     return asked.where(or_(ours, attestations.c.context == RETRIED))
+
+
+@cache
+def _asked_in_words(
+    dialect: Dialect, contexts: frozenset[str], slices: Slices
+) -> tuple[str, dict[str, Any]]:
+    """Return the same in the driver's words, with what else it is given."""
+    compiled = _asked(contexts, slices).compile(dialect=dialect)
+    return str(compiled), dict(compiled.construct_params(_check=False))
 
 
 def flush(rows: RowMap, connection: Connection, batch: Sequence[RecordedRow]) -> None:

@@ -36,6 +36,7 @@ from sqlalchemy import cast as as_type
 from sqlalchemy.dialects import postgresql, sqlite
 
 from qntx_es.attestation import instant, microseconds
+from qntx_es.database import CLOCK, Database
 from qntx_es.errors import CursorWouldRegress, LeaseLost, LogRegression
 from qntx_es.projections.slices import ALL, Slices
 from qntx_es.tables import attestations, cursors, leases
@@ -104,19 +105,20 @@ def lease_name(domain: str, slices: Slices = ALL) -> str:
     return f"projector:{domain}" if slices.is_all else f"projector:{domain}:{slices}"
 
 
-def look(connection: Connection, domain: str, now: int, slices: Slices = ALL) -> Look:
+def look(database: Database, connection: Connection, domain: str, slices: Slices = ALL) -> Look:
     """Read the head, a cursor of the domain, and who holds its lease, all of one moment."""
     asked = {
         "of": domain,
         "first": slices.first,
         "last": slices.last,
         "lease": lease_name(domain, slices),
-        "now": now,
     }
-    row = connection.execute(_LOOK, asked).one()
+    if database.is_sqlite:
+        asked["now"] = database.now(connection)
+    row = connection.execute(_LOOK_ON_SQLITE if database.is_sqlite else _LOOK, asked).one()
     holder = None
     if row.holder is not None:
-        holder = Holder(row.holder, (row.expires_at - now) / 1_000_000)
+        holder = Holder(row.holder, (row.expires_at - int(row.now)) / 1_000_000)
     return Look(row.head, None if row.domain is None else _cursor_of(row), holder)
 
 
@@ -205,7 +207,17 @@ def advance(cursor: Cursor, to: int, connection: Connection) -> Cursor:
     """Move the cursor in the transaction of its batch, or raise so that the batch is undone."""
     if to < cursor.position:
         raise CursorWouldRegress(f"cursor of `{cursor.domain}`: {cursor.position} to {to}")
-    return _change(cursor, replace(cursor, position=to), connection)
+    was = {
+        "was_domain": cursor.domain,
+        "was_first_slice": cursor.slices.first,
+        "was_last_slice": cursor.slices.last,
+        "was_position": cursor.position,
+        "was_token": cursor.token,
+    }
+    moved = connection.execute(_MOVE, was | {"to": to})
+    if moved.rowcount != 1:
+        raise LeaseLost
+    return replace(cursor, position=to)
 
 
 def swap(cursor: Cursor, to: Cursor, connection: Connection) -> Cursor:
@@ -271,17 +283,18 @@ def _values(cursor: Cursor) -> dict[str, Any]:
     }
 
 
-def _look() -> Select[Any]:
+def _look(now: ColumnElement[Any]) -> Select[Any]:
+    """Ask as of `now`: on PostgreSQL its own clock, which is not worth a question of its own."""
     head = select(func.coalesce(func.max(attestations.c.position), 0)).scalar_subquery()
-    held = and_(leases.c.name == bindparam("lease"), leases.c.expires_at > bindparam("now"))
-    one = select(literal(1, BigInteger).label("one")).subquery()
+    one = select(now.label("now")).subquery()
+    held = and_(leases.c.name == bindparam("lease"), leases.c.expires_at > one.c.now)
     ours = and_(
         cursors.c.domain == bindparam("of"),
         cursors.c.first_slice == bindparam("first"),
         cursors.c.last_slice == bindparam("last"),
     )
     return (
-        select(head.label("head"), leases.c.holder, leases.c.expires_at, *cursors.c)
+        select(head.label("head"), one.c.now, leases.c.holder, leases.c.expires_at, *cursors.c)
         .select_from(one)
         .outerjoin(cursors, ours)
         .outerjoin(leases, held)
@@ -289,11 +302,13 @@ def _look() -> Select[Any]:
 
 
 def _change_from() -> Update:
-    was = [cursors.c[name] == bindparam(f"was_{name}") for name in COMPARED]
     put = [one for one in cursors.c if one is not cursors.c.fingerprint]
     to = {one.name: bindparam(f"to_{one.name}", type_=one.type) for one in put}
-    return update(cursors).where(*was).values(to)
+    return update(cursors).where(*_WAS).values(to)
 
 
 # Made once: for a single attestation, making them took longer than all else that is not waiting.
-_LOOK, _CHANGE = _look(), _change_from()
+_LOOK, _LOOK_ON_SQLITE = _look(CLOCK), _look(bindparam("now", type_=BigInteger))
+_WAS = [cursors.c[name] == bindparam(f"was_{name}") for name in COMPARED]
+_MOVE = update(cursors).where(*_WAS).values(position=bindparam("to"))
+_CHANGE = _change_from()

@@ -137,14 +137,13 @@ class InlineBatches:
         return standing
 
     def _look(self, connection: Connection) -> tuple[Cursor, int]:
-        now = self._database.now(connection)
-        seen = look(connection, self._handlers.domain.name, now)
+        seen = look(self._database, connection, self._handlers.domain.name)
         return self.check(seen), seen.head
 
     def _degrade(self, connection: Connection, failed: HandlerFailed) -> None:
         name = self._handlers.domain.name
         now = self._database.now(connection)
-        seen = look(connection, name, now)
+        seen = look(self._database, connection, name)
         if isinstance(failed.raised, DBAPIError):
             altered = altered_by_hand(connection, self._handlers.domain, seen.cursor)
             if altered is not None:

@@ -13,9 +13,9 @@ from time import monotonic
 from sqlalchemy import select
 
 from qntx_es.database import Database
-from qntx_es.domain import Domain
+from qntx_es.domain import RETRIED, Domain
 from qntx_es.errors import LeaseLost, QntxError, RangeGone, StandingBy
-from qntx_es.projections.batch import Batches, Step
+from qntx_es.projections.batch import STORE_SECONDS, Batches, Step
 from qntx_es.projections.cursor import raise_token
 from qntx_es.projections.lease import Leases, count_held
 from qntx_es.projections.runner import Runner, Stepping
@@ -27,9 +27,13 @@ COUNT_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What came of a look: did anything move, is there more, and when is it to look again."""
+    """What came of a look: did anything move, is there more, and when is it to look again.
+
+    What has moved and `is_bare` has gone over ground where nothing was for it.
+    """
 
     has_moved: bool = False
+    is_bare: bool = True
     is_behind: bool = False
     seconds: float | None = None
     is_standing_by: bool = False
@@ -46,6 +50,8 @@ class Projector:
         stopping: Event,
     ) -> None:
         self.domain = domain
+        # What it is to be woken for.
+        self.contexts = frozenset(domain.payloads) | {RETRIED}
         self._database = database
         self._batches_of = batches_of
         self._stopping = stopping
@@ -83,15 +89,18 @@ class Projector:
         for runner in self._runners.values():
             _hand_leases(runner, leases)
 
-    def advance(self) -> Progress:
-        """Run a batch of each range that is ours. Raises what the first that stops does."""
+    def advance(self, *, woken: bool = False) -> Progress:
+        """Run a batch of each range that is ours. Raises what the first that stops does.
+
+        Who was `woken` need not ask whether there is anything new.
+        """
         runners = self.runners
         self._take_part(runners)
         found: list[Progress] = []
         troubles: list[QntxError] = []
         for runner in runners:
             try:
-                found.append(self._advance(runner))
+                found.append(self._advance(runner, woken=woken))
             except RangeGone:
                 self._is_known = False
                 return Progress(has_moved=True, is_behind=True)
@@ -124,11 +133,11 @@ class Projector:
             for slices in self._runners:
                 raise_token(connection, self.domain.name, slices)
 
-    def _advance(self, runner: Runner) -> Progress:
+    def _advance(self, runner: Runner, *, woken: bool) -> Progress:
         if self._leases is not None and not runner.is_holding and self._has_enough():
             return Progress(is_standing_by=True)
         try:
-            step = runner.advance()
+            step = runner.advance(woken=woken)
         except StandingBy as error:
             return Progress(seconds=error.seconds_left, is_standing_by=True)
         except RangeGone:
@@ -193,7 +202,14 @@ def _hand_leases(runner: Runner, leases: Leases | None) -> None:
 
 
 def _progress(step: Step) -> Progress:
-    return Progress(has_moved=step.position > step.start, is_behind=step.position < step.head)
+    has_moved, is_behind = step.position > step.start, step.position < step.head
+    return Progress(
+        has_moved=has_moved,
+        is_bare=step.matched == 0,
+        is_behind=is_behind,
+        # Over bare ground the cursor is stored now and then, and somebody may wait for it.
+        seconds=STORE_SECONDS if is_behind and not has_moved else None,
+    )
 
 
 def _together(found: Iterable[Progress]) -> Progress:
@@ -201,6 +217,7 @@ def _together(found: Iterable[Progress]) -> Progress:
     seconds = [one.seconds for one in all_found if one.seconds is not None]
     return Progress(
         has_moved=any(one.has_moved for one in all_found),
+        is_bare=all(one.is_bare for one in all_found),
         is_behind=any(one.is_behind for one in all_found),
         seconds=min(seconds, default=None),
         is_standing_by=all(one.is_standing_by for one in all_found),

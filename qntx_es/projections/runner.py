@@ -106,7 +106,12 @@ class Runner:
         return self.leases is not None and self.leases.is_held(self.lease)
 
     def advance(
-        self, *, seconds: float = LIVE_SECONDS, eager: bool = False, until: int | None = None
+        self,
+        *,
+        seconds: float = LIVE_SECONDS,
+        eager: bool = False,
+        woken: bool = False,
+        until: int | None = None,
     ) -> Step:
         """Run one batch of about so many seconds. Raises `ProjectorStopped`, `LeaseLost`.
 
@@ -118,7 +123,10 @@ class Runner:
             with self._held():
                 started = monotonic()
                 try:
-                    step = self.batches.step(self.size, until=until, eager=eager)
+                    if woken and isinstance(self.batches, Batches):
+                        step = self.batches.step(self.size, eager=eager, woken=True)
+                    else:
+                        step = self.batches.step(self.size, until=until, eager=eager)
                 except HandlerFailed as failed:
                     return self._find(failed)
                 except DBAPIError as error:
@@ -185,9 +193,9 @@ class Runner:
         logger.error("%s\n%s", stuck, stuck.traceback)
         with self.database.write() as connection:
             bound_waiting(connection)
-            now = self.database.now(connection)
-            cursor = look(connection, self.domain.name, now, self.slices).cursor
+            cursor = look(self.database, connection, self.domain.name, self.slices).cursor
             if cursor is not None:
+                now = self.database.now(connection)
                 fence(cursor, connection, pause=cursor.pause)
                 record_failure(connection, cursor, stuck, now, STUCK)
 
@@ -244,8 +252,7 @@ class Runner:
     def _refuse_altered(self, error: DBAPIError) -> None:
         """Stop where it was no handler that failed. Raises `TableAltered`."""
         with self.database.snapshot() as connection:
-            now = self.database.now(connection)
-            cursor = look(connection, self.domain.name, now, self.slices).cursor
+            cursor = look(self.database, connection, self.domain.name, self.slices).cursor
             altered = altered_by_hand(connection, self.domain, cursor)
         if altered is not None:
             self._stopped_at = cursor
@@ -280,5 +287,4 @@ class Runner:
 
     def _look(self) -> Look:
         with self.database.read() as connection:
-            now = self.database.now(connection)
-            return look(connection, self.domain.name, now, self.slices)
+            return look(self.database, connection, self.domain.name, self.slices)

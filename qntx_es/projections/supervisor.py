@@ -51,10 +51,15 @@ class Supervisor:
             thread.start()
             self._threads.append(thread)
 
-    def wake(self) -> None:
-        """Say that there may be something new."""
-        for wake in self._wakes:
-            wake.set()
+    def wake(self, contexts: frozenset[str] | None = None) -> None:
+        """Say that there may be something new: of these contexts, or of whichever.
+
+        Whoever reads none of them looks when it would have looked anyway. With many domains, those
+        that have nothing to do would be in the way of the one that has.
+        """
+        for projector, wake in zip(self._projectors, self._wakes, strict=True):
+            if contexts is None or not contexts.isdisjoint(projector.contexts):
+                wake.set()
 
     def join(self, seconds: float) -> None:
         """Wait until every batch in hand is finished; what is not after so long never commits."""
@@ -75,14 +80,14 @@ class Supervisor:
             logger.warning("%s may still commit its batch: %s", projector.domain.name, error)
 
     def _run(self, projector: Projector, wake: Event) -> None:
-        pause = LOOK_SECONDS_FIRST
+        pause, woken = LOOK_SECONDS_FIRST, False
         while not (self._is_over or self._stopping.is_set()):
             wake.clear()
-            seen = self._advance(projector)
+            seen = self._advance(projector, woken=woken)
             if seen is None:
                 pause = min(TROUBLE_SECONDS_MAX, max(pause * 2, LOOK_SECONDS_FIRST))
             elif seen.has_moved:
-                pause = LOOK_SECONDS_FIRST
+                pause = min(LOOK_SECONDS_MAX, pause * 2) if seen.is_bare else LOOK_SECONDS_FIRST
                 with self._moved:
                     self._moved.notify_all()
                 if seen.is_behind:
@@ -91,13 +96,13 @@ class Supervisor:
                 pause = min(LOOK_SECONDS_MAX, pause * 2)
                 if seen.seconds is not None:
                     pause = min(pause, seen.seconds + EXPIRY_SECONDS)
-            wake.wait(pause)
+            woken = wake.wait(pause)
             if projector.domain.inline:
                 self._stopping.wait(INLINE_SECONDS)
 
-    def _advance(self, projector: Projector) -> Progress | None:
+    def _advance(self, projector: Projector, *, woken: bool) -> Progress | None:
         try:
-            return projector.advance()
+            return projector.advance(woken=woken)
         except ProjectorPaused:
             return STANDS_STILL
         except (ProjectorStopped, ProjectorOutdated) as error:
