@@ -20,6 +20,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 Value: TypeAlias = str | Sequence[str | None] | Sequence[int]
+# What the driver puts in the place of %(name)s, or of %s.
+Given: TypeAlias = Mapping[str, Any] | Sequence[Any]
 
 # At most so many at once. The log takes one at a time; the others only wait together.
 CALLS_MAX = 10
@@ -57,7 +59,7 @@ class _Line:
             self.prepared.add(statement)
         return self.driver.pgconn.exec_prepared(_name(statement), encoded, formats)
 
-    def ask(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    def ask(self, statement: str, values: Given) -> list[tuple[Any, ...]]:
         is_prepared = self.driver.prepare_threshold is not None
         found = self.driver.execute(statement, values, prepare=is_prepared)
         rows: list[tuple[Any, ...]] = found.fetchall()
@@ -86,8 +88,8 @@ class Calls:
         with self._one_of_few():
             return self._run(_pop(self._kept) or self._connect(), statement, values)
 
-    def ask(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        """Run a statement with the driver's %(name)s, and return its rows as the driver has them.
+    def ask(self, statement: str, values: Given) -> list[tuple[Any, ...]]:
+        """Run a statement with the driver's %s or %(name)s, and return its rows as it gives them.
 
         Raises what SQLAlchemy would.
         """

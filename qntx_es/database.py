@@ -9,7 +9,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -41,7 +41,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from qntx_es.ax import holds_of_text
-from qntx_es.calls import Calls, Value
+from qntx_es.calls import Calls, Given, Value
 from qntx_es.errors import (
     AxTimeout,
     DatabaseMissing,
@@ -180,7 +180,7 @@ class Database:
         with self.named_errors():
             return self._calls.call(statement, values)
 
-    def ask(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    def ask(self, statement: str, values: Given) -> list[tuple[Any, ...]]:
         """Ask in the driver's words, in a transaction of its own: PostgreSQL."""
         with self.named_errors():
             return self._calls.ask(statement, values)
@@ -236,6 +236,19 @@ class Database:
         if self.is_sqlite:
             return self._clock() // 1000
         return int(connection.execute(_ASK_CLOCK).scalar_one())
+
+    def written(self) -> tuple[int, int] | None:
+        """Return what changes whenever somebody commits, nearly always: SQLite.
+
+        None without a file, where only this process can.
+        """
+        if self._file is None:
+            return None
+        try:
+            wal = os.stat(self._wal)  # noqa: PTH116 - dozens of times a second
+        except FileNotFoundError:
+            return (0, 0)
+        return wal.st_mtime_ns, wal.st_size
 
     def close(self) -> None:
         """Close every connection; the next transaction opens new ones."""
@@ -368,6 +381,7 @@ class Database:
             self._anchor = self._connect(uri)
         else:
             self._file = Path(str(path)).absolute()
+            self._wal = f"{self._file}-wal"
             uri = f"file:{quote(str(self._file))}?mode=rw"
         engine = sqlalchemy.create_engine(
             sqlalchemy.URL.create("sqlite", database=path),

@@ -4,7 +4,7 @@ A hint may be lost, come twice or too early: whoever runs looks by himself as we
 truth. On PostgreSQL it is a NOTIFY, sent after the commit and by a thread of its own: within
 every append it would make commits queue, one behind the other. The first goes at once, and those
 wanted meanwhile are one. It names the contexts, so that only those look who read one of them. On
-SQLite a number in the file says whether others have committed.
+SQLite it shows in the file whether somebody has written.
 """
 
 import json
@@ -22,13 +22,17 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from qntx_es.database import Database
 from qntx_es.errors import QntxError
+from qntx_es.tables import attestations
 
 CHANNEL = "qntx_log"
 LISTEN_SECONDS = 1.0
 LOOK_SECONDS = 0.02
+LOOK_SECONDS_MAX = 0.05
 TROUBLE_SECONDS = 1.0
 # A transaction that notifies has a commit record; nobody has to wait for it to be on disk.
 _NOTIFY = b"SELECT set_config('synchronous_commit', 'off', true), pg_notify($1::text, $2::text)"
+_HEAD = f"SELECT max(position) FROM {attestations.name}"  # noqa: S608 - our own table
+_CONTEXTS = f"SELECT DISTINCT context FROM {attestations.name} WHERE position > ?"  # noqa: S608 - the same
 # PostgreSQL takes 8 000; a longer list says no more than that there is something.
 PAYLOAD_BYTES_MAX = 7_000
 
@@ -161,9 +165,24 @@ class Listener:
             self._wake(told)
 
     def _watch_file(self, driver: Any) -> None:  # noqa: ANN401 - the driver's connection
-        seen = None
-        while not self._stopping.wait(LOOK_SECONDS):
-            (now,) = driver.execute("PRAGMA data_version").fetchone()
-            if now != seen:
-                seen = now
-                self._wake(None)
+        self._wake(None)
+        written, head, pause = None, self._head(driver), LOOK_SECONDS
+        while not self._stopping.wait(pause):
+            # So often that it should not cost what a statement does.
+            before, written = written, self._database.written()
+            if written == before:
+                pause = min(LOOK_SECONDS_MAX, pause * 1.1)
+                continue
+            pause = LOOK_SECONDS
+            behind, head = head, self._head(driver)
+            if head != behind:
+                self._wake(self._contexts(driver, behind))
+
+    @staticmethod
+    def _head(driver: Any) -> int:  # noqa: ANN401 - the driver's connection
+        (head,) = driver.execute(_HEAD).fetchone()
+        return head or 0
+
+    @staticmethod
+    def _contexts(driver: Any, behind: int) -> Contexts:  # noqa: ANN401 - the driver's connection
+        return frozenset(context for (context,) in driver.execute(_CONTEXTS, (behind,)))

@@ -39,6 +39,10 @@ class Counted(Payload, context="counted"):
     """It was counted."""
 
 
+class Unheard(Payload, context="unheard"):
+    """Nobody said this."""
+
+
 def chain() -> list[Domain]:
     """Return a domain that derives from what is seen, and one that counts what it derives."""
     first, second = Domain("first"), Domain("second")
@@ -90,6 +94,33 @@ def test_what_another_process_appends_wakes_who_runs_here(url: str) -> None:
             while not (derived := host.ax("is counted")):
                 pass
             host.wait_for(derived[-1].position, "second", timeout=BOUND)
+
+
+@pytest.mark.hints
+@pytest.mark.usefixtures("rarely")
+def test_a_hint_wakes_only_those_it_concerns(url: str) -> None:
+    """Who reads none of what is new stays where it is, until somebody waits for it."""
+    busy, idle = Domain("busy"), Domain("idle")
+
+    @busy.project(Seen)
+    def see(seen: Recorded[Seen], rows: Rows) -> None:
+        """See it, and that is all."""
+
+    @idle.project(Unheard)
+    def hear(unheard: Recorded[Unheard], rows: Rows) -> None:
+        """Hear nothing."""
+
+    with closing(Host(url, [busy, idle])) as host:
+        host.upgrade()
+        host.catch_up()
+        with host.running():
+            stands = []
+            for _ in range(6):  # at first it looks because it begins to run
+                appended = host.append(said()).position
+                host.wait_for(appended, "busy", timeout=BOUND)
+                stands += [one.position for one in host.statuses() if one.name == "idle"]
+            assert len(set(stands[-4:])) == 1
+            host.wait_for(appended, "idle", timeout=BOUND)
 
 
 @pytest.mark.usefixtures("rarely")

@@ -9,7 +9,7 @@
     open    the write transaction (SQLite: IMMEDIATE); a handler's own SQL opens it earlier
             (where the database folds the range itself, nothing is read or run)
     move    the cursor, compared with what was looked at; if another was faster, all of it is undone
-    flush   the rows, in bulk
+    flush   the rows, in bulk (PostgreSQL: in one statement with `move`, where that is all)
     append  what was derived, like any caller's: into the inbox (SQLite: the log)
     commit  and a pass if anything was derived
 
@@ -21,23 +21,23 @@ One attestation at a time is the meaning of a batch, so a batch that fails is cu
 fails stands alone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from time import monotonic
-from typing import Any, cast
 
-from sqlalchemy import Connection, Dialect, Select, bindparam, literal, or_, select
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+from sqlalchemy import Connection, bindparam, select
+from sqlalchemy.exc import DBAPIError
 
 from qntx_es import faults
-from qntx_es.attestation import Attestation, RecordedRow
+from qntx_es.attestation import Attestation
 from qntx_es.database import Database
-from qntx_es.domain import RETRIED, Domain
+from qntx_es.domain import Domain
 from qntx_es.errors import LeaseLost, ProjectorOutdated, ProjectorPaused, RangeGone, StandingBy
 from qntx_es.log import COLUMNS
-from qntx_es.projections.cursor import Cursor, Look, advance, look, refuse_beyond
+from qntx_es.projections.cursor import Cursor, Look, advance, in_words, look, refuse_beyond
+from qntx_es.projections.flush import Words
 from qntx_es.projections.folding import Folding, FoldRefused
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.lease import Leases
@@ -54,7 +54,9 @@ from qntx_es.projections.ledger import (
     read_waiting,
     said_at,
 )
-from qntx_es.projections.recovery import HandlerFailed, InHand
+from qntx_es.projections.portions import Portion, Portions, read_on
+from qntx_es.projections.projecting import flush, refused_rows, run
+from qntx_es.projections.recovery import HandlerFailed
 from qntx_es.projections.rows import RowMap
 from qntx_es.projections.slices import ALL, Slices
 from qntx_es.projections.starts import Starts, in_order, read_starts
@@ -62,8 +64,7 @@ from qntx_es.sequencer import Sequencer
 from qntx_es.tables import attestations
 
 STORE_SECONDS = 0.25
-READ_MAX = 5_000
-WINDOW_MAX = 100_000
+IF_MOVED = "WHERE EXISTS (SELECT FROM moved)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,53 +78,6 @@ class Step:
     derived: int
 
 
-@dataclass(frozen=True, slots=True)
-class Portion:
-    """What a batch is made of: attestations that were read, or a range for the database to fold.
-
-    `size` counts them; of a range it counts positions.
-    """
-
-    rows: Sequence[RecordedRow]
-    until: int
-    size: int
-    is_folded: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Portions:
-    """The portions of one projector, over one generation of its tables."""
-
-    handlers: Handlers
-    folding: Folding
-    slices: Slices = ALL
-
-    @property
-    def size_max(self) -> int:
-        """How large a portion may be."""
-        return self.folding.size_max or READ_MAX
-
-    def after(
-        self, position: int, ceiling: int, size: int, connection: Connection, standing: Standing
-    ) -> Portion:
-        """Return what comes next, at most `size` of it: a range to fold where that does not show.
-
-        Who waits, and what was decided, is met one attestation at a time.
-        """
-        reach = self.folding.reach(position, ceiling, size)
-        if reach is not None and standing.is_plain(position, reach):
-            return Portion((), reach, reach - position, is_folded=True)
-        size = min(size, READ_MAX)
-        rows = read_batch(connection, self.handlers, self.slices, position, ceiling, size)
-        return Portion(rows, rows[-1][0] if len(rows) == size else ceiling, len(rows))
-
-    def is_bare(self, portion: Portion, after: int, connection: Connection) -> bool:
-        """Tell whether nothing in a portion is for this projector."""
-        if portion.is_folded:
-            return not self.folding.finds(connection, after, portion.until)
-        return not portion.rows
-
-
 class Transaction:
     """The batch's connection: it reads until somebody has to write, and then moves and writes."""
 
@@ -132,18 +86,18 @@ class Transaction:
         self._stack = stack
         self._reading = ExitStack()
         self._connection: Connection | None = None
-        self._is_writing = False
+        self.is_writing = False
         self.move: Callable[[Connection], object] = _nothing_to_move
         stack.push(self._reading)
 
     def __call__(self, write: bool) -> Connection:  # noqa: FBT001 - the shape of RowMap.connect
         """Return the connection, in a write transaction from the first time that is asked for."""
-        if self._connection is not None and (self._is_writing or not write):
+        if self._connection is not None and (self.is_writing or not write):
             return self._connection
         if write:
             self._reading.close()
             self._connection = self._stack.enter_context(self._database.write())
-            self._is_writing = True
+            self.is_writing = True
             faults.point("batch.before_move")
             self.move(self._connection)
             faults.point("batch.before_flush")
@@ -287,26 +241,66 @@ class Batches:
             starts = self._starts
             met = starts.met(portion.rows, stretch.ceiling)
             speaking = starts.to_say(cursor, stretch)
-            said = project(self._handlers, self._rows, standing, stretch, derives_from=speaking)
+            said = run(self._handlers, self._rows, standing, stretch, derives_from=speaking)
             said = in_order(met, said, portion.rows)
-            connection = transaction(True)  # noqa: FBT003 - to write
-            if portion.is_folded:
-                self._rows.forget()  # what is known of rows is of the past then
-                self._portions.folding.run(connection, cursor.position, portion.until)
-            if stretch.change is not None:
-                standing = standing.after(stretch.change)
-                said += self._keep(connection, stretch.change)
             if decision is not None and decision.at == stretch.ceiling:
                 said.append(decision.said)
-            faults.point("batch.before_append")
-            self._sequencer.drop(connection, said)
-            faults.point("batch.before_commit")
+            is_plain = not (said or portion.is_folded or stretch.change or transaction.is_writing)
+            words = self._in_words() if is_plain else None
+            if words is not None:
+                self._write_at_once(cursor, stretch, words)
+            else:
+                self._write(transaction(True), cursor, portion, stretch, said)  # noqa: FBT003 - to write
+            if stretch.change is not None:
+                standing = standing.after(stretch.change)
         faults.point("batch.after_commit")
         self._last, self._standing, self._is_whole = moved, standing, True
         self._starts = starts.knowing(met)
         self._stored_at = monotonic()
         self._rows.cool()
         return Step(cursor.position, stretch.ceiling, head, portion.size, len(said))
+
+    def _write(
+        self,
+        connection: Connection,
+        cursor: Cursor,
+        portion: Portion,
+        stretch: Stretch,
+        said: list[Attestation],
+    ) -> None:
+        if portion.is_folded:
+            self._rows.forget()  # what is known of rows is of the past then
+            self._portions.folding.run(connection, cursor.position, portion.until)
+        flush(self._rows, connection, stretch.rows)
+        if stretch.change is not None:
+            said += self._keep(connection, stretch.change)
+        faults.point("batch.before_append")
+        self._sequencer.drop(connection, said)
+        faults.point("batch.before_commit")
+
+    def _in_words(self) -> list[Words] | None:
+        if self._database.is_sqlite:
+            return None
+        return self._rows.in_words(self._database.engine.dialect, IF_MOVED)
+
+    def _write_at_once(self, cursor: Cursor, stretch: Stretch, words: list[Words]) -> None:
+        """Move the cursor and write the rows, if it has moved, in one statement that commits.
+
+        A live batch is a few rows, and takes as long as its ways there and back: one for five.
+        """
+        for name in ("before_move", "before_flush", "before_append", "before_commit"):
+            faults.point(f"batch.{name}")
+        sql, values = in_words(cursor, stretch.ceiling)
+        parts = [f"moved AS ({sql} RETURNING 1)"]
+        parts += [f"rows_{number} AS ({one})" for number, (one, _) in enumerate(words)]
+        asked = f"WITH {', '.join(parts)} SELECT count(*) FROM moved"  # noqa: S608 - of parts made here
+        for _, bound in words:
+            values += bound
+        with refused_rows(stretch.rows):
+            found = self._database.ask(asked, values)
+        if found != [(1,)]:
+            raise LeaseLost
+        self._rows.flushed()
 
     def _go_on(self, size: int) -> tuple[Cursor, int, Portion] | None:
         """Read on from where this runner has put the cursor, or return None where it has to look.
@@ -318,10 +312,7 @@ class Batches:
         is_blind = monotonic() - self._looked_at > STORE_SECONDS
         if last is None or is_blind or self._portions.folding.size_max or self._database.is_sqlite:
             return None
-        dialect = self._database.engine.dialect
-        sql, given = _asked_in_words(dialect, self._handlers.contexts | {RETRIED}, self._slices)
-        asked = {"after": last.position, "until": last.position + size, "size": size}
-        rows = self._database.ask(sql, given | asked)
+        rows = read_on(self._database, self._handlers, self._slices, last.position, size)
         if not 0 < len(rows) < size:
             return None
         self._began_at = last
@@ -424,116 +415,3 @@ def read_standing(connection: Connection, handlers: Handlers, cursor: Cursor) ->
         read_ledger(connection, cursor.domain, cursor.version),
         read_waiting(connection, cursor.domain, cursor.version),
     )
-
-
-def project(
-    handlers: Handlers,
-    rows: RowMap,
-    standing: Standing,
-    stretch: Stretch,
-    *,
-    derives_from: Mapping[str, int] | None,
-) -> list[Attestation]:
-    """Run the handlers over a stretch, write its rows, and return what was derived.
-
-    Who is worked off goes one at a time, for of that alone is it known where it fails. Raises
-    `HandlerFailed`.
-    """
-    if stretch.change is None:
-        return _project(handlers, rows, stretch.rows, derives_from)
-    derived: list[Attestation] = []
-    try:
-        for row in worked_off(rows.connect(False), standing, stretch.change):  # noqa: FBT003
-            derived += _project(handlers, rows, [row], derives_from)
-    except HandlerFailed as failed:
-        failed.at = stretch.ceiling
-        raise
-    return derived
-
-
-def _project(
-    handlers: Handlers,
-    rows: RowMap,
-    batch: Sequence[RecordedRow],
-    derives_from: Mapping[str, int] | None,
-) -> list[Attestation]:
-    handlers.read_ahead(rows, batch)
-    derived = handlers.run(batch, rows, derives_from=derives_from)
-    flush(rows, rows.connect(True), batch)  # noqa: FBT003 - to write
-    return derived
-
-
-def worked_off(connection: Connection, standing: Standing, change: Change) -> Sequence[RecordedRow]:
-    """Return what has waited about an entity and counts from here on, in order."""
-    if change.since is None:
-        return ()
-    said = attestations.c
-    asked = (
-        select(*COLUMNS)
-        .where(said.entity == change.entity)
-        .where(said.position >= change.since, said.position < change.until)
-        .order_by(said.position)
-    )
-    waited = [cast("RecordedRow", tuple(row)) for row in connection.execute(asked)]
-    return replace(standing, waiting={}).that_count(waited)
-
-
-def read_batch(  # noqa: PLR0913, PLR0917 - what is read, and how much of it
-    connection: Connection,
-    handlers: Handlers,
-    slices: Slices,
-    after: int,
-    until: int,
-    size: int,
-) -> list[RecordedRow]:
-    """Return the next attestations the handlers are for, and retries, at most `size`, in order.
-
-    They are read in windows of positions, wider while little matches: asked for "the next 5 000"
-    of a long log, a database may well sort all that is left of it.
-    """
-    found: list[RecordedRow] = []
-    window = size
-    while handlers.contexts and after < until and len(found) < size:
-        to = min(until, after + window)
-        asked = _asked(handlers.contexts | {RETRIED}, slices)
-        given = {"after": after, "until": to, "size": size - len(found)}
-        result = connection.execute(asked, given)
-        # The driver's own tuples: no column needs converting, and a Row costs more than it gives.
-        found += cast("Any", result.cursor).fetchall()
-        after, window = to, min(window * 2, WINDOW_MAX)
-    return found
-
-
-@cache
-def _asked(contexts: frozenset[str], slices: Slices) -> Select[Any]:
-    position = attestations.c.position
-    asked = (
-        select(*COLUMNS)
-        .with_hint(attestations, "NOT INDEXED", "sqlite")
-        .where(position > bindparam("after"), position <= bindparam("until"))
-        .where(attestations.c.context.in_([literal(one) for one in sorted(contexts)]))
-        .order_by(position)
-        .limit(bindparam("size"))
-    )
-    if slices.is_all:
-        return asked
-    # A retry is about the projector, and every range looks whether it is its entity's.
-    ours = attestations.c.slice.between(slices.first, slices.last)
-    return asked.where(or_(ours, attestations.c.context == RETRIED))
-
-
-@cache
-def _asked_in_words(
-    dialect: Dialect, contexts: frozenset[str], slices: Slices
-) -> tuple[str, dict[str, Any]]:
-    """Return the same in the driver's words, with what else it is given."""
-    compiled = _asked(contexts, slices).compile(dialect=dialect)
-    return str(compiled), dict(compiled.construct_params(_check=False))
-
-
-def flush(rows: RowMap, connection: Connection, batch: Sequence[RecordedRow]) -> None:
-    """Write the rows; what the database refuses of them is the failure of whoever put them."""
-    try:
-        rows.flush(connection)
-    except (IntegrityError, DataError) as error:
-        raise HandlerFailed(InHand(batch[0][0], "a row that was put"), error) from error

@@ -220,6 +220,17 @@ def advance(cursor: Cursor, to: int, connection: Connection) -> Cursor:
     return replace(cursor, position=to)
 
 
+def in_words(cursor: Cursor, to: int) -> tuple[str, list[Any]]:
+    """Return what `advance` runs in the driver's words, as a part of a larger statement."""
+    sql = (
+        f"UPDATE {cursors.name} SET position = %s WHERE domain = %s AND first_slice = %s"  # noqa: S608 - our own table
+        " AND last_slice = %s AND position = %s AND token = %s"
+    )
+    slices = cursor.slices
+    was = [cursor.domain, slices.first, slices.last, cursor.position, cursor.token]
+    return sql, [to, *was]
+
+
 def swap(cursor: Cursor, to: Cursor, connection: Connection) -> Cursor:
     """Hand the cursor to another generation at the same position, under a new token."""
     proved = {"fingerprint": to.fingerprint}

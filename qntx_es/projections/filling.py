@@ -18,13 +18,14 @@ from qntx_es.attestation import Attestation, RecordedRow
 from qntx_es.database import Database
 from qntx_es.domain import Domain
 from qntx_es.errors import RebuildLost
-from qntx_es.projections.batch import READ_MAX, Portions, project, worked_off
 from qntx_es.projections.cursor import cursors_of
 from qntx_es.projections.derived import Derivations
 from qntx_es.projections.folding import Folding, FoldRefused
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.ledger import ParkedEntity, Standing, Stretch, read_ledger, read_waiting
 from qntx_es.projections.own_rows import row_map
+from qntx_es.projections.portions import READ_MAX, Portions
+from qntx_es.projections.projecting import project, worked_off
 from qntx_es.projections.recovery import HandlerFailed
 from qntx_es.projections.rows import RowMap
 from qntx_es.projections.shape import Shape

@@ -16,6 +16,10 @@ from qntx_es.projections.blind import Pattern
 from qntx_es.projections.shape import Key, Names, Shape, Values
 
 Bind: TypeAlias = Callable[[Any], Any]
+# How rows were spoken of, and what was said of them by column.
+Said: TypeAlias = tuple[Pattern, list[list[Any]]]
+# A statement in the driver's words, and its parameters by their places.
+Words: TypeAlias = tuple[str, tuple[Any, ...]]
 
 # SQLite allows 32 766 variables; smaller statements are compiled once and found again.
 SQLITE_KEYS = 500
@@ -33,9 +37,13 @@ ARRAYS: tuple[tuple[type[types.TypeEngine[Any]], str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Upsert:
-    """One statement, and how the columns of its rows become its parameters."""
+    """One statement, and how the columns of its rows become its parameters.
 
-    sql: str
+    Between what inserts and the action where a row is there already, a condition has its place.
+    """
+
+    insert: str
+    action: str
     constants: tuple[Any, ...]
     binds: tuple[Bind | None, ...]
 
@@ -79,36 +87,39 @@ class Writer:
         for some in _batched(keys, SQLITE_KEYS // len(columns)):
             connection.execute(self._table.delete().where(tuple_(*columns).in_(some)))
 
-    def upsert(self, connection: Connection, rows: Sequence[Values]) -> None:
-        """Write full rows, over whatever stands there."""
-        if rows:
-            names = (*self._shape.key, *self._whole.sets)
-            self._run(connection, self._whole, [[row[name] for row in rows] for name in names])
+    def whole(self, rows: Sequence[Values]) -> Said:
+        """Return full rows by column, to be written over whatever stands there."""
+        names = (*self._shape.key, *self._whole.sets)
+        return self._whole, [[row[name] for row in rows] for name in names]
 
-    def change(
-        self, connection: Connection, said: Iterable[tuple[Pattern, list[list[Any]]]]
-    ) -> None:
-        """Set columns and add to others, in rows that nobody read."""
+    def change(self, connection: Connection, said: Iterable[Said]) -> None:
+        """Set columns of rows, and add to others."""
         for pattern, columns in said:
-            self._run(connection, pattern, columns)
+            upsert, bound = self._bound(connection.dialect, pattern, columns)
+            sql = f"{upsert.insert} {upsert.action}"
+            if connection.dialect.name == "sqlite":
+                connection.exec_driver_sql(sql, list(zip(*bound, strict=True)))
+            else:
+                connection.exec_driver_sql(sql, bound)
 
-    def _run(self, connection: Connection, pattern: Pattern, columns: list[list[Any]]) -> None:
-        dialect = connection.dialect
+    def in_words(self, dialect: Dialect, said: Said, condition: str) -> Words:
+        """Return the same as a part of a larger statement, under a condition: PostgreSQL."""
+        upsert, bound = self._bound(dialect, *said)
+        return f"{upsert.insert} {condition} {upsert.action}", bound
+
+    def _bound(
+        self, dialect: Dialect, pattern: Pattern, columns: list[list[Any]]
+    ) -> tuple[Upsert, tuple[Any, ...]]:
         upsert = self._upserts.get(pattern)
         if upsert is None:
             upsert = self._upserts[pattern] = self._upsert(dialect, pattern)
         count = len(columns[0])
         full = [*columns, *([constant] * count for constant in upsert.constants)]
-        bound = tuple(
-            [
-                column if bind is None else list(map(bind, column))
-                for bind, column in zip(upsert.binds, full, strict=True)
-            ]
-        )
-        if dialect.name == "sqlite":
-            connection.exec_driver_sql(upsert.sql, list(zip(*bound, strict=True)))
-        else:
-            connection.exec_driver_sql(upsert.sql, bound)
+        bound = [
+            column if bind is None else list(map(bind, column))
+            for bind, column in zip(upsert.binds, full, strict=True)
+        ]
+        return upsert, tuple(bound)
 
     def _upsert(self, dialect: Dialect, pattern: Pattern) -> Upsert:
         said = (*self._shape.key, *pattern.sets, *pattern.adds)
@@ -118,8 +129,10 @@ class Writer:
             if default is not None and name not in said
         )
         columns = said + defaulted
+        insert, action = self._sql(dialect, columns, pattern)
         return Upsert(
-            sql=self._sql(dialect, columns, pattern),
+            insert=insert,
+            action=action,
             constants=tuple([self._shape.defaults[name] for name in defaulted]),
             binds=tuple([self._bind(dialect, name) for name in columns]),
         )
@@ -129,7 +142,7 @@ class Writer:
         implementation = Text() if isinstance(kind, Document) else kind.dialect_impl(dialect)
         return implementation.bind_processor(dialect)
 
-    def _sql(self, dialect: Dialect, columns: Names, pattern: Pattern) -> str:
+    def _sql(self, dialect: Dialect, columns: Names, pattern: Pattern) -> tuple[str, str]:
         quote = dialect.identifier_preparer.quote
         table = quote(self._table.name)
         starts = {name: self._shape.defaults[name] or 0 for name in pattern.adds}
@@ -148,7 +161,8 @@ class Writer:
             changes.append(f"{quote(name)} = {now} + excluded.{quote(name)}{less}")
         action = f"DO UPDATE SET {', '.join(changes)}" if changes else "DO NOTHING"
         into = f"INSERT INTO {table} ({', '.join(map(quote, columns))})"
-        return f"{into} {rows} ON CONFLICT ({', '.join(map(quote, self._shape.key))}) {action}"
+        met = f"ON CONFLICT ({', '.join(map(quote, self._shape.key))})"
+        return f"{into} {rows}", f"{met} {action}"
 
     def _array(self, name: str) -> str:
         kind = self._table.c[name].type

@@ -17,18 +17,13 @@ from sqlalchemy.exc import DBAPIError
 from qntx_es.database import Database, is_trouble
 from qntx_es.errors import LeaseLost, ProjectorOutdated, ProjectorPaused
 from qntx_es.projections.alteration import altered_by_hand
-from qntx_es.projections.batch import (
-    STORE_SECONDS,
-    Portion,
-    Portions,
-    Step,
-    project,
-    usable,
-)
+from qntx_es.projections.batch import STORE_SECONDS, Step, usable
 from qntx_es.projections.cursor import Cursor, Look, advance, look
 from qntx_es.projections.folding import Folding, FoldRefused
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.ledger import Ledger, Standing, read_ledger
+from qntx_es.projections.portions import Portion, Portions
+from qntx_es.projections.projecting import project
 from qntx_es.projections.recovery import TABLES, HandlerFailed, InHand, record_failure
 from qntx_es.projections.rows import RowMap
 from qntx_es.sequencer import Sequencer

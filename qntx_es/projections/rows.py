@@ -13,6 +13,7 @@ from sqlalchemy import (
     Column,
     Connection,
     Delete,
+    Dialect,
     FromClause,
     Insert,
     SelectBase,
@@ -24,6 +25,7 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.util import find_tables
 
 from qntx_es.errors import ForeignTable, InvalidRow
+from qntx_es.projections.flush import Words
 from qntx_es.projections.shape import Key, Shape, Values
 from qntx_es.projections.table_map import UNREAD, AddPlan, TableMap
 from qntx_es.rows import Row
@@ -153,19 +155,35 @@ class RowMap:
         """Write all that was said, deletes before upserts, tables and keys in one fixed order."""
         self._write(connection, self._maps.values())
 
-    @staticmethod
-    def _write(connection: Connection, maps: Iterable[TableMap]) -> None:
-        for rows in sorted(maps, key=lambda one: one.shape.table.name):
-            if rows.is_flushed():
-                continue
+    def in_words(self, dialect: Dialect, condition: str) -> list[Words] | None:
+        """Return all that was said as statements that could be one, or None where they could not.
+
+        Those of one statement do not see each other: each is of another table. They take effect
+        under the condition, and it remains to say that they have been `flushed`. PostgreSQL.
+        """
+        words: list[Words] = []
+        for rows in self._in_order(self._maps.values()):
+            said = rows.said()
+            if rows.gone or len(said) != 1:
+                return None
+            words.append(rows.writer.in_words(dialect, said[0], condition))
+        return words
+
+    def flushed(self) -> None:
+        """Take it that the database knows all that was said."""
+        for rows in self._maps.values():
+            rows.flushed()
+
+    def _write(self, connection: Connection, maps: Iterable[TableMap]) -> None:
+        for rows in self._in_order(maps):
             rows.writer.delete(connection, sorted(rows.gone))
-            keys = rows.dirty if rows.shape.is_ordered else sorted(rows.dirty)
-            full = [row for key in keys if (row := rows.known[key]) is not None]
-            rows.writer.upsert(connection, full)
-            rows.writer.change(connection, rows.blind.columns())
-            rows.blind.clear()
-            rows.dirty.clear()
-            rows.gone.clear()
+            rows.writer.change(connection, rows.said())
+            rows.flushed()
+
+    @staticmethod
+    def _in_order(maps: Iterable[TableMap]) -> list[TableMap]:
+        told = [one for one in maps if not one.is_flushed()]
+        return sorted(told, key=lambda one: one.shape.table.name)
 
     @property
     def is_ordered(self) -> bool:
@@ -174,9 +192,8 @@ class RowMap:
 
     def settle(self) -> None:
         """End one attestation: where the order of rows matters, they are written now."""
-        told = [one for one in self._ordered if not one.is_flushed()]
-        if told:
-            self._write(self.connect(True), told)  # noqa: FBT003 - to write
+        if any(not one.is_flushed() for one in self._ordered):
+            self._write(self.connect(True), self._ordered)  # noqa: FBT003 - to write
 
     def forget(self) -> None:
         """Know nothing: a transaction was undone, or somebody else wrote these tables."""

@@ -27,11 +27,12 @@ from qntx_es.errors import (
     RangeGone,
 )
 from qntx_es.projections.alteration import altered_by_hand
-from qntx_es.projections.batch import READ_MAX, Batches, Step
+from qntx_es.projections.batch import Batches, Step
 from qntx_es.projections.cursor import Cursor, Look, fence, lease_name, look, raise_token
 from qntx_es.projections.generations import bound_waiting
 from qntx_es.projections.lease import Leases
 from qntx_es.projections.ledger import PARKED_MAX, read_waiting
+from qntx_es.projections.portions import READ_MAX
 from qntx_es.projections.recovery import (
     ATTEMPTS,
     STUCK,

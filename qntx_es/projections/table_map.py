@@ -9,7 +9,7 @@ from sqlalchemy import Table
 
 from qntx_es.columns import Admit
 from qntx_es.projections.blind import Blind, Mark, mark_of
-from qntx_es.projections.flush import Writer
+from qntx_es.projections.flush import Said, Writer
 from qntx_es.projections.shape import Key, Names, Shape, Values, tuple_getter
 
 UNREAD: Any = object()
@@ -71,6 +71,19 @@ class TableMap:
     def is_flushed(self) -> bool:
         """Tell whether the database knows all that this map knows."""
         return not (self.blind.marks or self.dirty or self.gone)
+
+    def said(self) -> list[Said]:
+        """Return what was said of rows, and is not written, beside those that are gone."""
+        keys = self.dirty if self.shape.is_ordered else sorted(self.dirty)
+        full = [row for key in keys if (row := self.known[key]) is not None]
+        whole = [self.writer.whole(full)] if full else []
+        return whole + list(self.blind.columns())
+
+    def flushed(self) -> None:
+        """Take it that the database knows all that was said."""
+        self.blind.clear()
+        self.dirty.clear()
+        self.gone.clear()
 
     def key_of(self, key: Key) -> Key:
         """Return a key as it will come back; one that was met before is known to be right."""

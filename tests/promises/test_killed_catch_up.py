@@ -20,7 +20,7 @@ import pytest
 from sqlalchemy import JSON, BigInteger, Column, Float, Integer, String, select
 
 from qntx_es import Attestation, Domain, Host, Payload, ReadRows, Recorded, Rows, faults
-from qntx_es.projections import batch
+from qntx_es.projections import portions
 from qntx_es.tables import cursors
 
 KILLS = 20
@@ -121,7 +121,7 @@ def notice(flagged: Recorded[Flagged], rows: ReadRows) -> Iterator[Attestation]:
 
 def small_batches(host: Host) -> Host:
     """Keep every batch small, so that there are many to die in."""
-    batch.READ_MAX = BATCH
+    portions.READ_MAX = BATCH
     for one in [each for them in host._projectors.values() for each in them.runners]:  # noqa: SLF001 - a host chooses its sizes by time
         one.size = BATCH
     return host
