@@ -76,6 +76,7 @@ class Payload(BaseModel):
 
 
 P_co = TypeVar("P_co", covariant=True, default=Any)
+Other = TypeVar("Other")
 
 
 class Attestation:
@@ -275,6 +276,10 @@ class Recorded(Generic[P_co]):
             ) from error
         self._payload = payload
         return payload
+
+    def read_by(self, decode: Callable[[str], Other]) -> "Recorded[Other]":
+        """Return the same with its payload read in another way."""
+        return Recorded(self._row, decode)
 
     @property
     def text(self) -> str:

@@ -4,6 +4,9 @@ A fold is called with a recorded attestation and the rows, as a project handler 
 all it means. A database may fold many attestations by one statement (`projections/folding.py`)
 where, and only where, that gives the same rows.
 
+It looks at the fields that it names and at no other, and holds a payload against those alone,
+unless its class looks at several fields at once.
+
 Null says nothing: it adds nothing to a total, and is never the least, the most, the first or the
 last of anything. A row is made for its key all the same.
 """
@@ -15,7 +18,7 @@ from functools import reduce
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 from sqlalchemy import Column, Table, types
 
 from qntx_es.attestation import Payload, Recorded
@@ -118,6 +121,7 @@ class Fold:
         self.name = f"{table.name}: {', '.join(measures)}"
         self._added = _of_verbs(measures, ("count", "total"))
         self._kept = _of_verbs(measures, (*COMPARED, "last"))
+        self._narrow = narrowed(payload, self.fields)
         self._is_compared = any(verb in COMPARED for verb, _ in self._kept.values())
         self.is_by_entity = [one.path for one in key.values()] == ["entity"]
         # Amounts may come in any order; what is kept is of one entity, or of nobody in particular.
@@ -125,7 +129,8 @@ class Fold:
 
     def __call__(self, recorded: Recorded[Any], rows: Rows) -> None:
         """Write what follows from one attestation: this is what a fold means."""
-        (_, *key), table = self.row_of(recorded), self.table
+        recorded = self._narrowed(recorded)
+        (_, *key), table = self._row_of(recorded), self.table
         if self._kept:
             row = rows.get(table, *key) if self._is_compared else None
             kept = {}
@@ -141,13 +146,54 @@ class Fold:
             }
             rows.add(table, *key, **amounts)
 
-    def row_of(self, recorded: Recorded[Any]) -> tuple[Any, ...]:
-        """Return the table and the key of the row that an attestation is folded into."""
-        return (self.table, *[source.read(recorded) for source in self.key.values()])
-
     def keys(self, recorded: Recorded[Any]) -> Sequence[tuple[Any, ...]]:
         """Name the row to read ahead."""
-        return [self.row_of(recorded)]
+        return [self._row_of(self._narrowed(recorded))]
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Where each column's value is found."""
+        return {**self.key, **{name: source for name, (_, source) in self.measures.items()}}
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields of the payload that it looks at."""
+        return list(dict.fromkeys(one.keys[0] for one in self.sources.values() if one.keys))
+
+    @property
+    def read_as(self) -> type[BaseModel]:
+        """The class that a payload of its own version is held against."""
+        return self._narrow or self.payload
+
+    def _narrowed(self, recorded: Recorded[Any]) -> Recorded[Any]:
+        if self._narrow is None or recorded.schema_version != self.payload.schema_version:
+            return recorded
+        return recorded.read_by(self._narrow.__pydantic_validator__.validate_json)
+
+    def _row_of(self, recorded: Recorded[Any]) -> tuple[Any, ...]:
+        return (self.table, *[source.read(recorded) for source in self.key.values()])
+
+
+def narrowed(payload: type[BaseModel], fields: Sequence[str]) -> type[BaseModel] | None:
+    """Return a class of some of the fields, or None where one is not to be told from the others."""
+    decorators = payload.__pydantic_decorators__
+    its_own = [one for one in payload.__mro__ if one is not BaseModel]
+    is_more_than_its_fields = (
+        decorators.validators
+        or decorators.field_validators
+        or decorators.root_validators
+        or decorators.model_validators
+        or payload.__pydantic_custom_init__
+        or payload.__pydantic_post_init__
+        or any("__get_pydantic_core_schema__" in vars(one) for one in its_own)
+        or payload.model_config.get("extra") == "forbid"
+    )
+    if is_more_than_its_fields:
+        return None
+    chosen: dict[str, Any] = {
+        name: (payload.model_fields[name].annotation, payload.model_fields[name]) for name in fields
+    }
+    return create_model(payload.__name__, __config__=payload.model_config, **chosen)
 
 
 def fold_of(

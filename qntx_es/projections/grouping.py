@@ -45,8 +45,8 @@ READ_BITS = 64
 
 def is_readable(fold: Fold) -> bool:
     """Tell whether both databases read what this fold reads just as Python does."""
-    sources = [one for one in _sources(fold).values() if one.keys]
-    root = plain(fold.payload)
+    sources = [one for one in fold.sources.values() if one.keys]
+    root = plain(fold.read_as)
     return not sources or (root is not None and all(_is_readable(one, root) for one in sources))
 
 
@@ -56,10 +56,6 @@ def _is_readable(source: Source, root: Plain) -> bool:
     is_certain = place.default is None or len(source.keys) == 1
     # SQLite reads some floats one bit off (1e23).
     return is_certain and place.kind != "float"
-
-
-def _sources(fold: Fold) -> dict[str, Source]:
-    return {**fold.key, **{name: source for name, (_, source) in fold.measures.items()}}
 
 
 def _place(root: Plain, source: Source) -> Plain:
@@ -73,12 +69,11 @@ class Grouping:
         self._fold = fold
         self._table = table
         self._on = on
-        self._sources = _sources(fold)
+        self._sources = fold.sources
         # What is counted is not looked at.
         self._counts = {name for name, (verb, _) in fold.measures.items() if verb == "count"}
-        is_read = any(source.keys for source in self._sources.values())
-        # A payload that no fold looks at is held against nothing, as in Python.
-        self._root = (is_read and plain(fold.payload)) or Plain("object")
+        # A payload that a fold does not look at is held against nothing, as in Python.
+        self._root = (fold.fields and plain(fold.read_as)) or Plain("object")
         self._rows = on.rows(fold.payload.context, self._root.fields)
 
     def upsert(self) -> postgresql.Insert | sqlite.Insert:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
-from qntx_es.attestation import Payload
+from pydantic import BaseModel
 
 Kind: TypeAlias = Literal["int", "float", "str", "bool", "object"]
 Core: TypeAlias = Mapping[str, Any]
@@ -50,7 +50,7 @@ class Plain:
     fields: Mapping[str, "Plain"] = field(default_factory=dict)
 
 
-def plain(payload: type[Payload]) -> Plain | None:
+def plain(payload: type[BaseModel]) -> Plain | None:
     """Return what payloads of a class are, or None if the class is not plain."""
     core = _core(payload)
     refs: Mapping[str, Core] = {}
@@ -60,7 +60,7 @@ def plain(payload: type[Payload]) -> Plain | None:
     return _plain(core, refs)
 
 
-def _core(payload: type[Payload]) -> Core:
+def _core(payload: type[BaseModel]) -> Core:
     return payload.__pydantic_core_schema__
 
 

@@ -27,7 +27,7 @@ from sqlalchemy import (
     or_,
     select,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, INTERVAL, JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import ARRAY, INTERVAL, JSON, JSONB, TIMESTAMP
 from sqlalchemy.types import TypeEngine
 
 from qntx_es.projections.plain import Kind, Plain
@@ -43,6 +43,8 @@ SQLITE_TYPES: dict[Kind, tuple[str, ...]] = {
     "object": ("object",),
 }
 SECOND = 1_000_000
+# From the third look on it pays to have parsed the text.
+TEXT_LOOKS_MAX = 2
 # From here on a float is written with an exponent.
 EXPONENT_MIN = 10**16
 
@@ -97,10 +99,10 @@ class OnSqlite:
 
 @dataclass(frozen=True, slots=True)
 class OnPostgresql:
-    """Looks into `jsonb`, parsed once for all looks.
+    """Looks into the text itself for a field or two, and into `jsonb`, parsed once, for more.
 
-    It knows no exponents: 1e16, a float, is an integer to it. So an integer from there on is not
-    vouched for; below, a canonical payload writes floats with a point, and the cast fails.
+    `jsonb` knows no exponents: 1e16, a float, is an integer to it. So an integer from there on is
+    not vouched for; below, a canonical payload writes floats with a point, and the cast fails.
     """
 
     slices: Slices = ALL
@@ -110,7 +112,8 @@ class OnPostgresql:
         read = _range(context, self.slices)
         if not fields:
             return read.add_columns(attestations.c.payload).subquery("said")
-        payload = cast(attestations.c.payload, JSONB).label("payload")
+        form = JSON() if len(fields) <= TEXT_LOOKS_MAX else JSONB()
+        payload = cast(attestations.c.payload, form).label("payload")
         # OFFSET 0: otherwise each look at a field would parse the payload, and look, again.
         parsed = read.add_columns(payload).offset(literal_column("0")).subquery("parsed")
         looked = {key: _inside(parsed.c.payload, key) for key in fields}
@@ -138,13 +141,15 @@ class OnPostgresql:
         """Tell whether what lies there is plainly what it should be; NULL is no."""
         found = self._at(rows, keys)
         text = cast(found, Text)
+        is_parsed = isinstance(found.type, JSONB)
+        kind = func.jsonb_typeof(found) if is_parsed else func.json_typeof(found)
         value = self.value(rows, keys, place.kind)
         kinds: dict[Kind, ColumnElement[bool]] = {
             "int": value.between(1 - EXPONENT_MIN, EXPONENT_MIN - 1),
-            "float": func.jsonb_typeof(found) == "number",
-            "str": func.jsonb_typeof(found) == "string",
-            "bool": func.jsonb_typeof(found) == "boolean",
-            "object": func.jsonb_typeof(found) == "object",
+            "float": kind == "number",
+            "str": kind == "string",
+            "bool": kind == "boolean",
+            "object": kind == "object",
         }
         right = [kinds[place.kind], *_bounds(value, place)]
         right += [self.is_plain(rows, (*keys, key), one) for key, one in place.fields.items()]
@@ -201,7 +206,7 @@ def _or_nothing(
 
 
 def _inside(at: ColumnElement[Any], key: str) -> ColumnElement[Any]:
-    return at.op("->", return_type=JSONB())(literal(key, Text))
+    return at.op("->", return_type=at.type)(literal(key, Text))
 
 
 def _written(at: ColumnElement[Any], kind: TypeEngine[Any]) -> ColumnElement[Any]:

@@ -1,10 +1,11 @@
 """Where a domain has nothing but folds the database runs them, and nobody can tell."""
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 from sqlalchemy import BigInteger, Column, Integer, String, Table, UniqueConstraint, select
 
 from qntx_es import (
@@ -45,6 +46,30 @@ class Checked(Payload, context="checked"):
             message = "it is odd"
             raise ValueError(message)
         return cents
+
+
+class Delivered(Payload, context="sold"):
+    """Has more fields than its cents, of kinds that no database knows."""
+
+    cents: int
+    to: str
+    at: datetime
+    goods: list[str]
+
+
+class Strict(Payload, context="sold"):
+    """Has a rule about the whole of it."""
+
+    cents: int
+    to: str = "anybody"
+
+    @model_validator(mode="after")
+    def refuse_nobody(self) -> "Strict":
+        """Refuse what goes to nobody."""
+        if self.to == "nobody":
+            message = "it goes to nobody"
+            raise ValueError(message)
+        return self
 
 
 def shop_of(*, payload: type[Payload] = Sold, inline: bool = False) -> tuple[Domain, Table]:
@@ -115,6 +140,38 @@ def test_the_database_refuses_what_is_not_plain(host_of: HostOf, odd: object) ->
     assert rows_of(host, sales) == []
     assert folding.reach(0, 9, 5) is None
     assert folding.reach(3, 9, 5) == 8
+
+
+@pytest.mark.fold_meaning
+@pytest.mark.parametrize("is_called", [False, True])
+def test_a_fold_looks_at_the_fields_it_names(host_of: HostOf, is_called: bool) -> None:  # noqa: FBT001 - a case
+    """What else a class holds, or a payload lacks, is nothing to it, whoever folds."""
+    shop, sales = shop_of(payload=Delivered)
+    if is_called:
+
+        @shop.project(Checked)
+        def check(checked: Recorded[Checked], rows: Rows) -> None:
+            """Be there, so that folds are called."""
+
+    host = host_of(shop)
+    sell(host, 1, 2, 3)
+    host.catch_up()
+
+    assert is_apart(shop) is not is_called
+    assert rows_of(host, sales) == [("a", 3, 6, 3)]
+
+
+def test_a_rule_about_the_whole_payload_is_held_against_it(host_of: HostOf) -> None:
+    """Where a class looks at several fields at once, a fold stops at what it refuses."""
+    shop, sales = shop_of(payload=Strict)
+    host = host_of(shop)
+    sell(host, 1)
+    nobody = {"cents": 2, "to": "nobody"}
+    host.log.append([Attestation(context="sold", entity="a", actor="a@test", payload=nobody)])
+
+    with pytest.raises(ProjectorStopped, match="it goes to nobody"):
+        host.catch_up()
+    assert rows_of(host, sales) == [("a", 1, 1, 1)]
 
 
 def test_a_projector_stops_before_what_is_not_of_its_class(host_of: HostOf) -> None:
