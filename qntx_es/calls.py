@@ -6,7 +6,6 @@ driver does for any statement at all. So some connections are kept that always c
 made by the engine as it makes all others, and spoken to in the driver's lowest words.
 """
 
-import struct
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,10 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-Value: TypeAlias = str | Sequence[str | None] | Sequence[int]
+from qntx_es.wire import array
+
+# A text, an array of texts or of integers, or an array in its binary form.
+Value: TypeAlias = str | Sequence[str | None] | Sequence[int] | bytes
 # What the driver puts in the place of %(name)s, or of %s.
 Given: TypeAlias = Mapping[str, Any] | Sequence[Any]
 
@@ -28,12 +30,6 @@ CALLS_MAX = 10
 _IDLE = 0  # psycopg.pq.TransactionStatus
 _DONE, _TUPLES = 1, 2  # psycopg.pq.ExecStatus
 _TEXT, _BINARY = 0, 1
-# PostgreSQL's wire form of an array: dimensions, has nulls, type, then size and first index.
-_ARRAY = struct.Struct("!iiIii")
-_SIZE = struct.Struct("!i")
-_INT = struct.Struct("!ii")
-_TEXT_TYPE, _INT_TYPE = 25, 23
-_NULL = _SIZE.pack(-1)
 
 
 # To be collected is to be closed, and what is closed here would be closed there.
@@ -195,18 +191,8 @@ def _close(kept: deque[_Line]) -> None:
 
 def encode(value: Value) -> bytes:
     """Return a parameter in PostgreSQL's form: a text as it is, an array as binary."""
+    if isinstance(value, bytes):
+        return value
     if isinstance(value, str):
         return value.encode()
-    has_null, element = 0, _TEXT_TYPE
-    parts: list[bytes] = []
-    for one in value:
-        if one is None:
-            has_null = 1
-            parts.append(_NULL)
-        elif isinstance(one, str):
-            text = one.encode()
-            parts += (_SIZE.pack(len(text)), text)
-        else:
-            element = _INT_TYPE
-            parts.append(_INT.pack(4, one))
-    return _ARRAY.pack(1, has_null, element, len(value), 1) + b"".join(parts)
+    return array("integer" if any(isinstance(one, int) for one in value) else "text", value)

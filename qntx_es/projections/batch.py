@@ -32,12 +32,13 @@ from sqlalchemy.exc import DBAPIError
 
 from qntx_es import faults
 from qntx_es.attestation import Attestation
+from qntx_es.calls import Value
 from qntx_es.database import Database
 from qntx_es.domain import Domain
 from qntx_es.errors import LeaseLost, ProjectorOutdated, ProjectorPaused, RangeGone, StandingBy
 from qntx_es.log import COLUMNS
 from qntx_es.projections.cursor import Cursor, Look, advance, in_words, look, refuse_beyond
-from qntx_es.projections.flush import Words
+from qntx_es.projections.flush import PLACE, Words
 from qntx_es.projections.folding import Folding, FoldRefused
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.lease import Leases
@@ -290,15 +291,9 @@ class Batches:
         """
         for name in ("before_move", "before_flush", "before_append", "before_commit"):
             faults.point(f"batch.{name}")
-        sql, values = in_words(cursor, stretch.ceiling)
-        parts = [f"moved AS ({sql} RETURNING 1)"]
-        parts += [f"rows_{number} AS ({one})" for number, (one, _) in enumerate(words)]
-        asked = f"WITH {', '.join(parts)} SELECT count(*) FROM moved"  # noqa: S608 - of parts made here
-        for _, bound in words:
-            values += bound
         with refused_rows(stretch.rows):
-            found = self._database.ask(asked, values)
-        if found != [(1,)]:
+            (moved,) = self._database.call(*at_once(cursor, stretch.ceiling, words))
+        if moved != "1":
             raise LeaseLost
         self._rows.flushed()
 
@@ -363,6 +358,20 @@ class Batches:
 
     def _stored_lately(self) -> bool:
         return monotonic() - self._stored_at < STORE_SECONDS
+
+
+def at_once(cursor: Cursor, to: int, words: list[Words]) -> tuple[bytes, list[Value]]:
+    """Return one statement of all that a batch writes, and its parameters by their numbers."""
+    sql, values = in_words(cursor, to)
+    given: list[Value] = list(values)
+    parts = [f"moved AS ({sql} RETURNING 1)"]
+    for number, (one, arrays) in enumerate(words):
+        first, *rest = one.split(PLACE)
+        places = enumerate(rest, len(given) + 1)
+        numbered = first + "".join(f"${place}{text}" for place, text in places)
+        parts.append(f"rows_{number} AS ({numbered})")
+        given += arrays
+    return f"WITH {', '.join(parts)} SELECT count(*) FROM moved".encode(), given  # noqa: S608 - of parts made here
 
 
 def _nothing_to_move(_: Connection) -> None:

@@ -220,15 +220,16 @@ def advance(cursor: Cursor, to: int, connection: Connection) -> Cursor:
     return replace(cursor, position=to)
 
 
-def in_words(cursor: Cursor, to: int) -> tuple[str, list[Any]]:
-    """Return what `advance` runs in the driver's words, as a part of a larger statement."""
+def in_words(cursor: Cursor, to: int) -> tuple[str, list[str]]:
+    """Return what `advance` runs as a part of a larger statement, $1 to $6 its parameters."""
     sql = (
-        f"UPDATE {cursors.name} SET position = %s WHERE domain = %s AND first_slice = %s"  # noqa: S608 - our own table
-        " AND last_slice = %s AND position = %s AND token = %s"
+        f"UPDATE {cursors.name} SET position = $1::bigint WHERE domain = $2::text"  # noqa: S608 - our own table
+        " AND first_slice = $3::integer AND last_slice = $4::integer"
+        " AND position = $5::bigint AND token = $6::bigint"
     )
     slices = cursor.slices
-    was = [cursor.domain, slices.first, slices.last, cursor.position, cursor.token]
-    return sql, [to, *was]
+    was = (to, cursor.domain, slices.first, slices.last, cursor.position, cursor.token)
+    return sql, list(map(str, was))
 
 
 def swap(cursor: Cursor, to: Cursor, connection: Connection) -> Cursor:

@@ -14,12 +14,15 @@ from sqlalchemy import Connection, Dialect, Table, Text, select, tuple_, type_co
 from qntx_es.columns import Document
 from qntx_es.projections.blind import Pattern
 from qntx_es.projections.shape import Key, Names, Shape, Values
+from qntx_es.wire import array
 
 Bind: TypeAlias = Callable[[Any], Any]
 # How rows were spoken of, and what was said of them by column.
 Said: TypeAlias = tuple[Pattern, list[list[Any]]]
-# A statement in the driver's words, and its parameters by their places.
-Words: TypeAlias = tuple[str, tuple[Any, ...]]
+# A statement with a place for each of its parameters, and these in their binary form.
+Words: TypeAlias = tuple[str, list[bytes]]
+# Where a parameter is to go; so the driver has it too.
+PLACE = "%b"
 
 # SQLite allows 32 766 variables; smaller statements are compiled once and found again.
 SQLITE_KEYS = 500
@@ -44,6 +47,7 @@ class Upsert:
 
     insert: str
     action: str
+    kinds: tuple[str, ...]
     constants: tuple[Any, ...]
     binds: tuple[Bind | None, ...]
 
@@ -105,7 +109,8 @@ class Writer:
     def in_words(self, dialect: Dialect, said: Said, condition: str) -> Words:
         """Return the same as a part of a larger statement, under a condition: PostgreSQL."""
         upsert, bound = self._bound(dialect, *said)
-        return f"{upsert.insert} {condition} {upsert.action}", bound
+        arrays = [array(kind, values) for kind, values in zip(upsert.kinds, bound, strict=True)]
+        return f"{upsert.insert} {condition} {upsert.action}", arrays
 
     def _bound(
         self, dialect: Dialect, pattern: Pattern, columns: list[list[Any]]
@@ -133,6 +138,7 @@ class Writer:
         return Upsert(
             insert=insert,
             action=action,
+            kinds=tuple(map(self._array, columns)),
             constants=tuple([self._shape.defaults[name] for name in defaulted]),
             binds=tuple([self._bind(dialect, name) for name in columns]),
         )
@@ -150,7 +156,7 @@ class Writer:
         if dialect.name == "sqlite":
             rows = f"VALUES ({', '.join(f'?{sums.get(name, str())}' for name in columns)})"
         else:
-            arrays = ", ".join(f"%b::{self._array(name)}[]" for name in columns)
+            arrays = ", ".join(f"{PLACE}::{self._array(name)}[]" for name in columns)
             given = ", ".join(f"{quote(name)}{sums.get(name, '')}" for name in columns)
             names = ", ".join(map(quote, columns))
             rows = f"SELECT {given} FROM unnest({arrays}) AS said({names})"  # noqa: S608 - names from a checked set

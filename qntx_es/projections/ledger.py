@@ -171,6 +171,8 @@ class Standing:
 
     def stretch(self, batch: Sequence[RecordedRow], ceiling: int) -> Stretch:
         """Return what comes first of a batch that reaches up to `ceiling`."""
+        if not (self.waiting or self.ledger.parked):
+            return Stretch(ceiling, self.that_count(batch))
         for number, row in enumerate(batch):
             if (change := self._change_at(row)) is None:
                 continue

@@ -204,6 +204,8 @@ class RowMap:
         """Keep memory flat: forget what was read once it is more than a warm map's worth."""
         if sum(len(rows.known) for rows in self._maps.values()) > WARM_ROWS:
             self.forget()
+        for rows in self._maps.values():
+            rows.cool(WARM_ROWS)
 
     def is_flushed(self) -> bool:
         """Tell whether the database knows all that was said."""

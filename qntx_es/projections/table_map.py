@@ -56,6 +56,13 @@ class TableMap:
         self.puts: dict[Names, PutPlan] = {}
         self.adds: dict[Names, AddPlan] = {}
         self.is_read_ahead = False
+        # Keys that were met before are right, whatever has become of their rows.
+        self._admitted: set[Mark] = set()
+
+    def cool(self, size: int) -> None:
+        """Keep memory flat: of keys that were met before only so many are remembered."""
+        if len(self._admitted) > size:
+            self._admitted.clear()
 
     def forget(self) -> None:
         """Know nothing: read everything anew."""
@@ -137,7 +144,9 @@ class TableMap:
         if mark not in marks:
             if key in self.known:
                 return False
-            mark = mark_of(self.shape.key_of(key))
+            if type(mark) is not str or mark not in self._admitted:
+                mark = mark_of(self.shape.key_of(key))
+                self._admitted.add(mark)
         sums = []
         for name, most, values, said in plan.columns:
             amount = amounts[name]
