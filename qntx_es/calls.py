@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from weakref import finalize
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -175,6 +175,33 @@ class Calls:
             dialect=self._engine.dialect,
         )
         return named
+
+
+def run_within(connection: Connection, statement: bytes, values: Sequence[Value]) -> None:
+    """Run a statement with its $1… in the transaction of a connection, in the lowest words.
+
+    Raises what SQLAlchemy would.
+    """
+    driver: Any = connection.connection.driver_connection
+    if driver.info.transaction_status == _IDLE:
+        connection.execute(select(1))  # so that the driver begins one
+    formats = [_TEXT if isinstance(one, str) else _BINARY for one in values]
+    result = driver.pgconn.exec_params(statement, [*map(encode, values)], param_formats=formats)
+    if result.status in (_DONE, _TUPLES):
+        return
+    dbapi: Any = connection.dialect.loaded_dbapi
+    refusal = dbapi.errors.error_from_result(result)
+    is_lost = driver.closed or driver.broken
+    if is_lost:
+        connection.invalidate(refusal)
+    raise DBAPIError.instance(
+        statement.decode(),
+        None,
+        refusal,
+        dbapi.Error,
+        connection_invalidated=is_lost,
+        dialect=connection.dialect,
+    ) from refusal
 
 
 def _pop(kept: deque[_Line]) -> _Line | None:

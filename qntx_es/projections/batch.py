@@ -38,7 +38,7 @@ from qntx_es.domain import Domain
 from qntx_es.errors import LeaseLost, ProjectorOutdated, ProjectorPaused, RangeGone, StandingBy
 from qntx_es.log import COLUMNS
 from qntx_es.projections.cursor import Cursor, Look, advance, in_words, look, refuse_beyond
-from qntx_es.projections.flush import PLACE, Words
+from qntx_es.projections.flush import Words, numbered
 from qntx_es.projections.folding import Folding, FoldRefused
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.lease import Leases
@@ -366,10 +366,7 @@ def at_once(cursor: Cursor, to: int, words: list[Words]) -> tuple[bytes, list[Va
     given: list[Value] = list(values)
     parts = [f"moved AS ({sql} RETURNING 1)"]
     for number, (one, arrays) in enumerate(words):
-        first, *rest = one.split(PLACE)
-        places = enumerate(rest, len(given) + 1)
-        numbered = first + "".join(f"${place}{text}" for place, text in places)
-        parts.append(f"rows_{number} AS ({numbered})")
+        parts.append(f"rows_{number} AS ({numbered(one, len(given) + 1)})")
         given += arrays
     return f"WITH {', '.join(parts)} SELECT count(*) FROM moved".encode(), given  # noqa: S608 - of parts made here
 

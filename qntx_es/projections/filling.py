@@ -24,7 +24,7 @@ from qntx_es.projections.folding import Folding, FoldRefused
 from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.ledger import ParkedEntity, Standing, Stretch, read_ledger, read_waiting
 from qntx_es.projections.own_rows import row_map
-from qntx_es.projections.portions import READ_MAX, Portions
+from qntx_es.projections.portions import Portions
 from qntx_es.projections.projecting import project, worked_off
 from qntx_es.projections.recovery import HandlerFailed
 from qntx_es.projections.rows import RowMap
@@ -37,7 +37,9 @@ from qntx_es.tables import fills
 
 # A writer holds others up: what a batch takes on SQLite, everybody waits.
 BATCH_SECONDS = 0.5
-SIZE_FIRST = READ_MAX
+# Nobody waits for one of its batches; in a larger one more of the attestations meet in a row.
+FILL_MAX = 10_000
+SIZE_FIRST = FILL_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class Filling:
         folded = domain if touches is None else Domain(domain.name)
         is_sqlite = self.ground.database.is_sqlite
         folding = Folding(folded, self.ground.fresh_of, self.slices, is_sqlite=is_sqlite)
-        self._portions = Portions(self._handlers, folding, self.slices)
+        self._portions = Portions(self._handlers, folding, self.slices, FILL_MAX)
 
     def split(self, into: Sequence[Slices]) -> list["Filling"]:
         """Return what stands here as several; what was counted so far is the first one's."""

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, Dialect, Table, Text, select, tuple_, type_coerce, types
 
+from qntx_es.calls import run_within
 from qntx_es.columns import Document
 from qntx_es.projections.blind import Pattern
 from qntx_es.projections.shape import Key, Names, Shape, Values
@@ -21,7 +22,7 @@ Bind: TypeAlias = Callable[[Any], Any]
 Said: TypeAlias = tuple[Pattern, list[list[Any]]]
 # A statement with a place for each of its parameters, and these in their binary form.
 Words: TypeAlias = tuple[str, list[bytes]]
-# Where a parameter is to go; so the driver has it too.
+# Where a parameter is to go, before it is known which number it has.
 PLACE = "%b"
 
 # SQLite allows 32 766 variables; smaller statements are compiled once and found again.
@@ -99,12 +100,13 @@ class Writer:
     def change(self, connection: Connection, said: Iterable[Said]) -> None:
         """Set columns of rows, and add to others."""
         for pattern, columns in said:
-            upsert, bound = self._bound(connection.dialect, pattern, columns)
-            sql = f"{upsert.insert} {upsert.action}"
             if connection.dialect.name == "sqlite":
+                upsert, bound = self._bound(connection.dialect, pattern, columns)
+                sql = f"{upsert.insert} {upsert.action}"
                 connection.exec_driver_sql(sql, list(zip(*bound, strict=True)))
             else:
-                connection.exec_driver_sql(sql, bound)
+                sql, arrays = self.in_words(connection.dialect, (pattern, columns), "")
+                run_within(connection, numbered(sql, 1).encode(), arrays)
 
     def in_words(self, dialect: Dialect, said: Said, condition: str) -> Words:
         """Return the same as a part of a larger statement, under a condition: PostgreSQL."""
@@ -145,6 +147,8 @@ class Writer:
 
     def _bind(self, dialect: Dialect, name: str) -> Bind | None:
         kind = self._table.c[name].type
+        if isinstance(kind, types.LargeBinary):
+            return None  # both take bytes as they are
         implementation = Text() if isinstance(kind, Document) else kind.dialect_impl(dialect)
         return implementation.bind_processor(dialect)
 
@@ -174,6 +178,12 @@ class Writer:
         kind = self._table.c[name].type
         kind = kind.impl_instance if isinstance(kind, types.TypeDecorator) else kind
         return next(array for family, array in ARRAYS if isinstance(kind, family))
+
+
+def numbered(sql: str, start: int) -> str:
+    """Return a statement with numbers in its places, $7 and so on."""
+    first, *rest = sql.split(PLACE)
+    return first + "".join(f"${number}{text}" for number, text in enumerate(rest, start))
 
 
 def _batched(keys: Sequence[Key], size: int) -> Iterator[Sequence[Key]]:

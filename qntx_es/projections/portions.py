@@ -36,16 +36,20 @@ class Portion:
 
 @dataclass(frozen=True, slots=True)
 class Portions:
-    """The portions of one projector, over one generation of its tables."""
+    """The portions of one projector, over one generation of its tables.
+
+    Of attestations that are read, one holds at most `read_max`.
+    """
 
     handlers: Handlers
     folding: Folding
     slices: Slices = ALL
+    read_max: int = READ_MAX
 
     @property
     def size_max(self) -> int:
         """How large a portion may be."""
-        return self.folding.size_max or READ_MAX
+        return self.folding.size_max or self.read_max
 
     def after(
         self, position: int, ceiling: int, size: int, connection: Connection, standing: Standing
@@ -57,7 +61,7 @@ class Portions:
         reach = self.folding.reach(position, ceiling, size)
         if reach is not None and standing.is_plain(position, reach):
             return Portion((), reach, reach - position, is_folded=True)
-        size = min(size, READ_MAX)
+        size = min(size, self.read_max)
         rows = read_batch(connection, self.handlers, self.slices, position, ceiling, size)
         return Portion(rows, rows[-1][0] if len(rows) == size else ceiling, len(rows))
 

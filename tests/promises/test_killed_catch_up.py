@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 from sqlalchemy import JSON, BigInteger, Column, Float, Integer, String, select
 
 from qntx_es import Attestation, Domain, Host, Payload, ReadRows, Recorded, Rows, faults
-from qntx_es.projections import portions
+from qntx_es.projections.batch import Batches
 from qntx_es.tables import cursors
 
 KILLS = 20
@@ -121,9 +122,11 @@ def notice(flagged: Recorded[Flagged], rows: ReadRows) -> Iterator[Attestation]:
 
 def small_batches(host: Host) -> Host:
     """Keep every batch small, so that there are many to die in."""
-    portions.READ_MAX = BATCH
     for one in [each for them in host._projectors.values() for each in them.runners]:  # noqa: SLF001 - a host chooses its sizes by time
         one.size = BATCH
+        batches = one.batches
+        if isinstance(batches, Batches):
+            batches._portions = replace(batches._portions, read_max=BATCH)  # noqa: SLF001 - the same
     return host
 
 
