@@ -8,7 +8,7 @@ made by the engine as it makes all others, and spoken to in the driver's lowest 
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -69,9 +69,13 @@ def _name(statement: bytes) -> bytes:
 class Calls:
     """Calls procedures of one database, from any thread."""
 
-    def __init__(self, engine: Engine, timeout_seconds: float) -> None:
+    def __init__(
+        self, engine: Engine, timeout_seconds: float, distrust: Callable[[], None]
+    ) -> None:
         self._engine = engine
         self._timeout_seconds = timeout_seconds
+        # Lets the pool open each connection anew before its next use.
+        self._distrust = distrust
         self._free = threading.Semaphore(CALLS_MAX)
         self._kept: deque[_Line] = deque()
         finalize(self, _close, self._kept)
@@ -162,7 +166,7 @@ class Calls:
         """Give up a line, and as SQLAlchemy does all others: they are not trusted either."""
         line.driver.close()
         self.close()
-        self._engine.dispose()
+        self._distrust()
 
     def _named(self, error: Any, statement: str, *, is_lost: bool) -> BaseException:  # noqa: ANN401
         """Return an error of the driver's as SQLAlchemy raises it."""

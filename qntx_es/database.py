@@ -109,7 +109,7 @@ class Database:
         self._file: Path | None = None
         self.engine = self._engine(url_or_engine)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
-        self._calls = Calls(self.engine, self.timeout_seconds)
+        self._calls = Calls(self.engine, self.timeout_seconds, partial(_recycle, ref(self)))
         self._recycled = 0
         if not self.is_sqlite:
             event.listen(self.engine, "checkout", partial(_keep_or_renew, ref(self)))
@@ -457,6 +457,12 @@ def _forget(of: "ref[Database]") -> None:
     database = of()
     if database is not None:
         database.forget()
+
+
+def _recycle(of: "ref[Database]") -> None:
+    database = of()
+    if database is not None:
+        database.recycle()
 
 
 def _keep_or_renew(of: "ref[Database]", _: object, record: Any, __: object) -> None:  # noqa: ANN401 - the pool's

@@ -241,7 +241,8 @@ class Host:
             if seen.reached >= position:
                 return
             if not is_told:
-                self._tell()  # whoever has nothing to do is not in a hurry, unless it is asked for
+                # Whoever has nothing to do is not in a hurry, unless it is asked for.
+                self._tell(frozenset(domain.payloads) or None)
                 is_told = True
             now = time.monotonic()
             if seen.stands is None or seen.reached != stood_at:
