@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qntx_es.attestation import Attestation
+from qntx_es.attestation import Attestation, computed_id
 from qntx_es.testing.bench import Kind
 from qntx_es.testing.circumstances import KINDS
 from qntx_es.testing.differences import differences
@@ -103,6 +103,7 @@ class Cause:
 
 def cause_of(stage: Stage, log: Sequence[Attestation], plan: Sequence[Step], kind: Kind) -> Cause:
     """Return why a plan gives something else than a fold of the same log."""
+    log = _at_length(log)
     made = run_on(stage, log, (), kind)
     changes = tuple(stage.subject.memory.changes())
     folded = fold_again(stage, made, kind)
@@ -111,7 +112,7 @@ def cause_of(stage: Stage, log: Sequence[Attestation], plan: Sequence[Step], kin
             _differ(stage, folded, fold_again(stage, made, kind)) or _differ(stage, folded, made)
         )
     }
-    for one in ("clock", "zone", "environment", "uuid", "random", "keys"):
+    for one in ("uuid", "clock", "zone", "environment", "random", "keys"):
         trials[one] = _under(stage, made, folded, kind, one)
     trials["hashseed"] = lambda: differs_by_hash_seed(stage.subject.domain, log) is True
     for name, steps in _plans(len(log)).items():
@@ -131,6 +132,29 @@ def cause_of(stage: Stage, log: Sequence[Attestation], plan: Sequence[Step], kin
         also=tuple(NAMES[one] for one in also),
         innocent=() if likely == NOTHING else innocent,
         changes=changes if is_kept else (),
+    )
+
+
+def _at_length(log: Sequence[Attestation]) -> list[Attestation]:
+    """Return a log that is long enough for each cause: said again, and of other entities as well.
+
+    The shortest log may be of one attestation, after which nothing can be seen of a restart.
+    """
+    again = [_said_again(one, one.entity) for one in log]
+    return [*log, *again, *(_said_again(one, f"{one.entity}2") for one in log)]
+
+
+def _said_again(said: Attestation, entity: str) -> Attestation:
+    return Attestation(
+        context=said.context,
+        entity=entity,
+        actor=said.actor,
+        payload=said.payload,
+        id=computed_id("again", said.id, entity),
+        schema_version=said.schema_version,
+        caused_by=said.caused_by,
+        correlation_id=said.correlation_id,
+        tags=said.tags,
     )
 
 
