@@ -214,7 +214,7 @@ def mortal(url: str) -> Iterator[Mortal]:
 
 @pytest.mark.crash_at_every_call
 def test_a_catch_up_killed_at_every_point_is_as_if_never_killed(url: str, tmp_path: Path) -> None:
-    """Rows, derived attestations and cursors are the same after deaths at every point as without."""
+    """Rows, derived attestations and cursors are the same after a death anywhere as after none."""
     draw = random.Random(20)  # noqa: S311 - moments, not secrets
     moves = drawn(draw)
     undisturbed = Host(f"sqlite:///{tmp_path / 'undisturbed.db'}", [ledger, audit])
