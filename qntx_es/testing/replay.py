@@ -1,0 +1,374 @@
+"""Running a log through a domain as it would run live, and folding the same log from nothing.
+
+What is run is real: the host, its log and its runner. What it made, rows and derived attestations,
+is held against a fold of the very log that came of it, one attestation a batch, in a process that
+knows nothing of the first. Same means equal rows by table and key, typed, and equal derived
+attestations by id; positions may well be others where a domain speaks between what is appended.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from io import BytesIO
+from threading import Event
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Connection, MetaData, Table, select
+
+from qntx_es import faults
+from qntx_es.attestation import Attestation
+from qntx_es.domain import RESERVED, Domain
+from qntx_es.errors import LeaseLost, NothingToRetry, ProjectorStopped, QntxError
+from qntx_es.projections.batch import Step as Moved
+from qntx_es.projections.digest import as_stored
+from qntx_es.projections.travel import named
+from qntx_es.testing.bench import MONDAY, Bench, Clock, Kind, Place
+from qntx_es.testing.plans import Append, Cut, Fail, Poll, Rebuild, Restart, Step, Travel, Under
+from qntx_es.testing.subject import HandlerRefuses, Subject
+
+Values: TypeAlias = tuple[Any, ...]
+TableRows: TypeAlias = Mapping[str, tuple[Values, ...]]
+THEN = "qntxthen"
+ACTOR = "replay@qntx"
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a log: `rows` by table, in the order of their keys, and `derived` by id.
+
+    `travelled` are the rows of time travels, by position, `drifted` what a rebuild would have said
+    otherwise, and `error` why the projector stopped, if it did.
+    """
+
+    rows: TableRows
+    derived: Mapping[str, bytes]
+    travelled: Mapping[int, TableRows] = field(default_factory=dict)
+    drifted: tuple[str, ...] = ()
+    error: str | None = None
+    exported: bytes = field(default=b"", repr=False)
+    steps: tuple[tuple[int, TableRows], ...] = field(default=(), repr=False)
+
+
+@dataclass
+class Stage:
+    """A domain under test, and the databases it is run on."""
+
+    subject: Subject
+    benches: dict[Kind, Bench] = field(default_factory=dict)
+
+    def bench(self, kind: Kind) -> Bench:
+        """Return the databases of a kind."""
+        if kind not in self.benches:
+            self.benches[kind] = Bench(kind, self.subject.live)
+        return self.benches[kind]
+
+
+_STAGES: WeakKeyDictionary[Domain, Stage] = WeakKeyDictionary()
+
+
+def stage_of(domain: Domain) -> Stage:
+    """Return where a domain is run, made at the first time. Raises `DomainRefused`."""
+    if domain not in _STAGES:
+        _STAGES[domain] = Stage(Subject(domain))
+    return _STAGES[domain]
+
+
+def fold(domain: Domain, log: Sequence[Attestation], *, on: Kind = "sqlite") -> Outcome:
+    """Return what the handlers of a domain make of a log from nothing, one attestation a batch."""
+    return fold_again(stage_of(domain), run(domain, log, (), on=on), on)
+
+
+def run(
+    domain: Domain, log: Sequence[Attestation], plan: Sequence[Step], *, on: Kind = "sqlite"
+) -> Outcome:
+    """Return what came of a log that was run live by a plan.
+
+    After the plan the domain catches up, one attestation a batch. Raises `DomainRefused`.
+    """
+    return run_on(stage_of(domain), log, plan, on)
+
+
+def run_on(
+    stage: Stage,
+    log: Sequence[Attestation],
+    plan: Sequence[Step],
+    kind: Kind,
+    *,
+    is_watched: bool = False,
+) -> Outcome:
+    """Run a log by a plan; where it is watched, the rows are kept after each step."""
+    subject = stage.subject
+    changed = frozenset(kind for one in plan if isinstance(one, Under) for kind in one.changed)
+    subject.begin(changed)
+    with stage.bench(kind).database() as place, subject.circumstances.around():
+        return _Run(subject, place, log, plan, is_watched=is_watched).run()
+
+
+def fold_again(
+    stage: Stage,
+    outcome: Outcome,
+    kind: Kind,
+    *,
+    changed: frozenset[str] = frozenset(),
+    is_watched: bool = False,
+) -> Outcome:
+    """Fold the log that an outcome came to from nothing, one attestation a batch."""
+    subject = stage.subject
+    subject.begin(changed)
+    with stage.bench(kind).database() as place, subject.circumstances.around():
+        return _Fold(subject, place, outcome, is_watched=is_watched).run()
+
+
+class _Moving:
+    """A host over one database, moved batch by batch."""
+
+    def __init__(self, subject: Subject, domain: Domain, place: Place, *, is_watched: bool) -> None:
+        self.subject = subject
+        self.name = domain.name
+        self.clock = Clock()
+        self._domain = domain
+        self._place = place
+        self._is_watched = is_watched
+        self._watched: list[tuple[int, TableRows]] = []
+        self.host = place.open(domain, self.clock)
+
+    def poll(self, count: int, until: int | None = None) -> list[Moved]:
+        """Run a batch of each range, and return what it did."""
+        moved = []
+        for runner in self.host._projectors[self.name].runners:  # noqa: SLF001 - a host chooses its sizes by time
+            runner.size = count
+            runner.stopping = _AT_ONCE
+            moved.append(runner.advance(eager=True, until=until))
+        if self._is_watched:
+            self._watched.append((min(one.position for one in moved), self.rows()))
+        return moved
+
+    def rows(self) -> TableRows:
+        """Return what is in the tables."""
+        with self.host.database.snapshot() as connection:
+            return {
+                name: _rows_of(connection, table) for name, table in self._domain.tables.items()
+            }
+
+    def close(self) -> None:
+        """End the process."""
+        self.host.close()
+
+
+class _Run(_Moving):
+    """One live run."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        place: Place,
+        log: Sequence[Attestation],
+        plan: Sequence[Step],
+        *,
+        is_watched: bool,
+    ) -> None:
+        super().__init__(subject, subject.live, place, is_watched=is_watched)
+        self._log = log
+        self._plan = plan
+        self._appended = 0
+        self._drifted: list[str] = []
+
+    def run(self) -> Outcome:
+        """Run the plan, catch up, and return what came of it."""
+        error = None
+        try:
+            self._follow()
+        except QntxError as refused:
+            error = str(refused)
+        try:
+            return self._outcome(error)
+        finally:
+            self.close()
+
+    def _follow(self) -> None:
+        failing = [one.at for one in self._plan if isinstance(one, Fail)]
+        self.subject.failing = frozenset(
+            self._log[at - 1].id for at in failing if at <= len(self._log)
+        )
+        if not any(isinstance(one, Append) for one in self._plan):
+            self._append(len(self._log))
+        for step in self._plan:
+            self._take(step)
+        self._append(len(self._log))
+        self._mend()
+        self._catch_up()
+
+    def _take(self, step: Step) -> None:
+        match step:
+            case Append(count):
+                self._append(count)
+            case Poll():
+                self._poll(step)
+            case Restart():
+                self._restart()
+            case Rebuild():
+                self._rebuild(step)
+            case Cut(into):
+                self.host.cut(self.name, into, by=ACTOR)
+            case _:
+                pass
+
+    def _append(self, count: int) -> None:
+        for said in self._log[self._appended : self._appended + count]:
+            self._appended += 1
+            self.clock.nanoseconds = Clock(MONDAY + self._appended).nanoseconds
+            log = self.host.log if said.context.startswith(RESERVED) else self.host
+            log.append(said)
+
+    def _poll(self, step: Poll) -> None:
+        for _ in range(step.times - 1):
+            with suppress(LeaseLost), faults.planned({"batch.before_commit": _lose}):
+                self._poll_once(step.count)
+        if step.crash_at is None:
+            self._poll_once(step.count)
+            return
+        try:
+            with faults.planned({step.crash_at: _crash}):
+                self._poll_once(step.count)
+        except Crash:
+            self._restart()
+
+    def _poll_once(self, count: int) -> None:
+        try:
+            self.poll(count)
+        except ProjectorStopped as stopped:
+            if HandlerRefuses.__name__ not in str(stopped):
+                raise
+
+    def _restart(self) -> None:
+        self.close()
+        self.subject.restart()
+        self.host = self._place.open(self._domain, self.clock)
+
+    def _rebuild(self, step: Rebuild) -> None:
+        self._mend()
+        self._catch_up()
+        if step.crash_at is not None:
+            with suppress(Crash), faults.planned({step.crash_at: _crash}):
+                self.host.rebuild(self.name, actor=ACTOR)
+            self._restart()
+        found = self.host.rebuild(self.name, actor=ACTOR)
+        self._drifted += [
+            f"derive `{proof.handler}`, source at position {one.source}: "
+            f"was {one.logged}, is {one.rebuilt}"
+            for proof in found.derived
+            for one in proof.first
+        ]
+
+    def _mend(self) -> None:
+        """Meet the failure, if that is still to come, and then let it be no more."""
+        if not self.subject.failing:
+            return
+        with suppress(ProjectorStopped):
+            self._catch_up()
+        self.subject.failing = frozenset()
+        with suppress(NothingToRetry):
+            self.host.retry(self.name, by=ACTOR)
+
+    def _catch_up(self) -> None:
+        head = -1
+        while head != (head := self.host.log.head()):
+            while any(one.start < one.position < one.head for one in self.poll(1)):
+                pass  # one that stands, stands for a failure that is still to be mended
+
+    def _outcome(self, error: str | None) -> Outcome:
+        ours = {one.id for one in self._log}
+        said = [one for one in self.host.log.read() if one.id not in ours]
+        stream = BytesIO()
+        self.host.export_log(stream)
+        travelled = {} if error else self._travelled()
+        return Outcome(
+            rows=self.rows(),
+            derived={one.id: _bytes_of(one) for one in said if not one.context.startswith("qntx.")},
+            travelled=travelled,
+            drifted=tuple(self._drifted),
+            error=error,
+            exported=stream.getvalue(),
+            steps=tuple(self._watched),
+        )
+
+    def _travelled(self) -> dict[int, TableRows]:
+        found: dict[int, TableRows] = {}
+        for step in self._plan:
+            if isinstance(step, Travel) and step.to <= self.host.log.head():
+                into = f"{THEN}{step.to}"
+                self.host.travel(self.name, to=step.to, into=into)
+                with self.host.database.snapshot() as connection:
+                    found[step.to] = {
+                        name: _rows_of(connection, table, named(self._domain, name, into))
+                        for name, table in self._domain.tables.items()
+                    }
+        return found
+
+
+class _Fold(_Moving):
+    """One fold of a log that is there already, and of which nothing more will be said."""
+
+    def __init__(
+        self, subject: Subject, place: Place, outcome: Outcome, *, is_watched: bool
+    ) -> None:
+        super().__init__(subject, subject.dark, place, is_watched=is_watched)
+        self._made = outcome
+
+    def run(self) -> Outcome:
+        """Fold all of it, and return what came of it."""
+        self.host.import_log(BytesIO(self._made.exported))
+        head = self.host.log.head()
+        ours = {one.id for one in self.host.log.read() if one.id not in self._made.derived}
+        travelled: dict[int, TableRows] = {}
+        error = None
+        try:
+            for position in sorted({*self._made.travelled, head}):
+                self._advance(position)
+                if position in self._made.travelled:
+                    travelled[position] = self.rows()
+        except QntxError as refused:
+            error = str(refused)
+        try:
+            return Outcome(
+                rows=self.rows(),
+                derived={id_: said for id_, said in self.subject.heard.items() if id_ not in ours},
+                travelled=travelled,
+                error=error,
+                exported=self._made.exported,
+                steps=tuple(self._watched),
+            )
+        finally:
+            self.close()
+
+    def _advance(self, until: int) -> None:
+        while any(one.position < until for one in self.poll(1, until)):
+            pass
+
+
+def _rows_of(connection: Connection, table: Table, name: str | None = None) -> tuple[Values, ...]:
+    if name is not None:
+        table = table.to_metadata(MetaData(), name=name)
+    asked = select(*map(as_stored, table.columns)).order_by(*table.primary_key.columns)
+    return tuple(map(tuple, connection.execute(asked)))
+
+
+def _bytes_of(recorded: Any) -> bytes:  # noqa: ANN401 - as the log has it
+    tags = recorded.row[11] or ""
+    parts = (recorded.context, recorded.actor, recorded.entity, str(recorded.schema_version))
+    return "\x00".join((*parts, recorded.text, tags)).encode()
+
+
+def _raise(error: type[BaseException]) -> None:
+    raise error
+
+
+_crash, _lose = partial(_raise, Crash), partial(_raise, LeaseLost)
+_AT_ONCE = Event()
+_AT_ONCE.set()
