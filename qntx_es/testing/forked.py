@@ -2,6 +2,7 @@
 
 Until it forks no handler is called, so what a domain keeps in its modules is the same for every
 child. The tables are there before, in memory, and each child has a copy of its own by the fork.
+Clock, chance and the like are held still around handlers, so that nothing but the seed differs.
 """
 
 import importlib
@@ -22,12 +23,12 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from io import BytesIO
 from select import select
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy
 from sqlalchemy import Connection, Table
 
-from qntx_es.attestation import Attestation, Recorded, derived_id
+from qntx_es.attestation import Attestation, Recorded
 from qntx_es.database import Database
 from qntx_es.domain import DeriveHandler, Domain, ProjectHandler
 from qntx_es.errors import QntxError
@@ -42,11 +43,14 @@ from qntx_es.projections.recovery import HandlerFailed
 from qntx_es.sequencer import Sequencer
 from qntx_es.testing.frames import read_frame, write_frame
 from qntx_es.testing.interpreters import code_of
+from qntx_es.testing.subject import Subject
 from qntx_es.transfer import export_log, import_log
 
 # What an import of Python's opens, wherever it stands.
 CODE = (".py", ".pyc", ".so")
 TOUCHES_MAX = 100
+
+H = TypeVar("H", ProjectHandler, DeriveHandler)
 
 
 class _NotRun(Exception):
@@ -80,15 +84,17 @@ class _Touched:
 
 
 class _Prepared:
-    """A domain, and a database in memory with its tables; `listening` says nothing by itself."""
+    """A domain that only listens, and a database in memory with its tables."""
 
     def __init__(self, domain: Domain, tables: bytes) -> None:
-        self.domain = domain
+        self.subject = Subject(domain)
         self.touched = _Touched()
-        self.heard: dict[str, bytes] = {}
-        self.listening = copy(domain)
-        self.listening.projects = [self._projected(one) for one in domain.projects]
-        self.listening.derives = [self._derived(one) for one in domain.derives]
+        self.listening = copy(self.subject.dark)
+        self.listening.projects = [
+            one if isinstance(one.function, Fold) else self._watched(one)
+            for one in self.listening.projects
+        ]
+        self.listening.derives = [self._watched(one) for one in self.listening.derives]
         self.database = _in_memory(tables)
         with self.database.write() as connection:
             generations.create_live(connection, domain)
@@ -109,31 +115,14 @@ class _Prepared:
         _tables_of(self)
         _restore(self.database, before)
 
-    def _projected(self, handler: ProjectHandler) -> ProjectHandler:
-        if isinstance(handler.function, Fold):
-            return handler
-        function, touched = handler.function, self.touched
+    def _watched(self, handler: H) -> H:
+        function: Any = handler.function
 
-        def project(recorded: Recorded[Any], rows: Any) -> None:  # noqa: ANN401 - the kit is no stricter than the handler
-            with touched.of(handler.name):
-                function(recorded, rows)
-
-        return replace(handler, function=project)
-
-    def _derived(self, handler: DeriveHandler) -> DeriveHandler:
-        def derive(source: Recorded[Any], rows: Any) -> list[Attestation]:  # noqa: ANN401 - as above
+        def watched(recorded: Recorded[Any], rows: Any) -> Any:  # noqa: ANN401 - as the handler has it
             with self.touched.of(handler.name):
-                said = list(handler.function(source, rows) or ())
-            for ordinal, one in enumerate(said):
-                if not isinstance(one, Attestation):
-                    return said  # refused by name, as it would be live
-                self.domain.refuse_foreign(one)
-                number = derived_id(source.id, self.domain.name, handler.name, str(ordinal))
-                self.heard[number] = one.bytes
-            return []
+                return function(recorded, rows)
 
-        # It speaks of all that is there, and nothing of it is appended.
-        return replace(handler, function=derive, is_from_beginning=True)
+        return replace(handler, function=watched)
 
 
 def main() -> None:
@@ -243,19 +232,20 @@ def _be_the_child(prepared: _Prepared, wanted: Mapping[str, Any], log: bytes, wr
 
 
 def _replay(prepared: _Prepared, wanted: Mapping[str, Any], log: bytes) -> dict[str, Any]:
-    _surround(wanted["environment"])
-    database, domain = prepared.database, prepared.listening
+    database, domain, subject = prepared.database, prepared.listening, prepared.subject
     sequencer = Sequencer(database)
     import_log(sequencer, BytesIO(log))
     sys.addaudithook(prepared.touched.hear)
-    failure = _fold(database, sequencer, domain, wanted["until"])
+    with subject.circumstances.around():
+        _surround(wanted["environment"])
+        failure = _fold(database, sequencer, domain, wanted["until"])
     total = sum(
         int.from_bytes(blake2b(f"{number} ".encode() + said, digest_size=16).digest())
-        for number, said in prepared.heard.items()
+        for number, said in subject.heard.items()
     )
     found: dict[str, Any] = {
         "tables": _tables_of(prepared),
-        "derived": [len(prepared.heard), f"{total % MODULUS:032x}"],
+        "derived": [len(subject.heard), f"{total % MODULUS:032x}"],
         "failure": failure,
         "touches": list(prepared.touched.found),
         "rows": {},
@@ -266,14 +256,14 @@ def _replay(prepared: _Prepared, wanted: Mapping[str, Any], log: bytes) -> dict[
             found["rows"] = {
                 name: _rows_of(connection, table) for name, table in domain.tables.items()
             }
-        found["said"] = {number: said.decode() for number, said in sorted(prepared.heard.items())}
+        found["said"] = {number: said.decode() for number, said in sorted(subject.heard.items())}
     return found
 
 
 def _tables_of(prepared: _Prepared) -> dict[str, list[object]]:
     with prepared.database.read() as connection:
         digests = {
-            name: digest(connection, table) for name, table in prepared.domain.tables.items()
+            name: digest(connection, table) for name, table in prepared.listening.tables.items()
         }
     return {name: [one.rows, one.value] for name, one in digests.items()}
 

@@ -1,11 +1,13 @@
 """The same log under another hash seed: what a process of its own finds, and how it ends."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -45,6 +47,7 @@ def domain_of(name: str) -> Domain:
 
 steady, unordered, repeating = domain_of("steady"), domain_of("unordered"), domain_of("repeating")
 keeping, placed, failing = domain_of("keeping"), domain_of("placed"), domain_of("failing")
+drawing = domain_of("drawing")
 endless, ending, reaching = domain_of("endless"), domain_of("ending"), domain_of("reaching")
 kept: list[str] = []
 
@@ -87,6 +90,13 @@ def keep_place(said: Recorded[Said], rows: Rows) -> None:
 def fail_at_nothing(said: Recorded[Said], rows: Rows) -> None:
     """Fail where there are no words."""
     rows.put(failing.tables["failing_texts"], entity=said.entity, text=said.payload.words[0])
+
+
+@drawing.project(Said)
+def draw(said: Recorded[Said], rows: Rows) -> None:
+    """Keep what hangs on the moment, and on chance."""
+    text = f"{time.time()} {random.random()} {uuid.uuid4()}"  # noqa: S311 - no secret
+    rows.put(drawing.tables["drawing_texts"], entity=said.entity, text=text)
 
 
 @endless.project(Said)
@@ -180,6 +190,13 @@ def test_every_replay_begins_as_just_imported(interpreters: Interpreters) -> Non
 
     assert found[0] == found[1]
     assert [one["times"] for one in found[0][0].rows["keeping_texts"]] == ["1", "2"]
+
+
+def test_nothing_but_the_seed_differs(interpreters: Interpreters) -> None:
+    """Clock and chance are the same for every interpreter, so they are not taken for its seed."""
+    found = interpreters.replay(drawing, exported(["one"], ["two"]))
+
+    assert found[0] == found[1] == found[2]
 
 
 def test_a_replay_is_surrounded_as_asked(interpreters: Interpreters) -> None:
