@@ -42,7 +42,7 @@ test-nightly: $(STAMP)
 
 bench: $(STAMP)
 	@set -e; for benchmark in benchmarks/append.py benchmarks/ax.py benchmarks/projection.py \
-	    benchmarks/rebuild.py benchmarks/latency.py; do \
+	    benchmarks/rebuild.py benchmarks/latency.py benchmarks/faults.py; do \
 	  echo "$$benchmark"; $(BIN)/python "$$benchmark"; done
 
 docs: $(STAMP)
