@@ -114,12 +114,12 @@ def cause_of(stage: Stage, log: Sequence[Attestation], plan: Sequence[Step], kin
     }
     for one in ("uuid", "clock", "zone", "environment", "random", "keys"):
         trials[one] = _under(stage, made, folded, kind, one)
-    trials["hashseed"] = lambda: differs_by_hash_seed(stage.subject.domain, log) is True
+    by_hash_seed = differs_by_hash_seed(stage.subject.domain, made.exported)
+    if by_hash_seed is not None:
+        trials["hashseed"] = lambda: by_hash_seed
     for name, steps in _plans(len(log)).items():
         trials[name] = _planned(stage, log, steps, kind)
     found = [name for name, trial in trials.items() if trial()]
-    if differs_by_hash_seed(stage.subject.domain, log) is None:
-        del trials["hashseed"]
     innocent = tuple(NAMES[name] for name in trials if name not in found)
     if not found:
         says, remedy = _of_steps(plan)

@@ -211,7 +211,9 @@ def _is_consistent(
     folded = fold_again(stage, planned, kind)
     if differences(stage.subject.domain, folded, planned):
         return False
-    return "hashseed" not in checks or not differs_by_hash_seed(stage.subject.domain, log)
+    return "hashseed" not in checks or not differs_by_hash_seed(
+        stage.subject.domain, planned.exported
+    )
 
 
 def _settings(examples: int | None) -> settings:

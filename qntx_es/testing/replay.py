@@ -9,7 +9,6 @@ attestations by id; positions may well be others where a domain speaks between w
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from io import BytesIO
 from threading import Event
 from typing import Any, TypeAlias
@@ -32,10 +31,6 @@ Values: TypeAlias = tuple[Any, ...]
 TableRows: TypeAlias = Mapping[str, tuple[Values, ...]]
 THEN = "qntxthen"
 ACTOR = "replay@qntx"
-
-
-class Crash(BaseException):
-    """The process ends here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,9 +245,9 @@ class _Run(Moving):
             self._poll_once(step.count)
             return
         try:
-            with faults.planned({step.crash_at: _crash}):
+            with faults.planned({step.crash_at: faults.crash()}):
                 self._poll_once(step.count)
-        except Crash:
+        except faults.Crash:
             self._restart()
 
     def _poll_once(self, count: int) -> None:
@@ -271,7 +266,7 @@ class _Run(Moving):
         self._mend()
         self.catch_up()
         if step.crash_at is not None:
-            with suppress(Crash), faults.planned({step.crash_at: _crash}):
+            with suppress(faults.Crash), faults.planned({step.crash_at: faults.crash()}):
                 self.host.rebuild(self.name, actor=ACTOR)
             self._restart()
         found = self.host.rebuild(self.name, actor=ACTOR)
@@ -375,17 +370,12 @@ def _bytes_of(recorded: Any) -> bytes:  # noqa: ANN401 - as the log has it
     return "\x00".join((*parts, recorded.text, tags)).encode()
 
 
-def _raise(error: type[BaseException]) -> None:
-    raise error
-
-
 @contextmanager
 def _undone() -> Iterator[None]:
     """Let a batch be undone just before its commit, as that of a runner that was overtaken."""
-    with suppress(LeaseLost), faults.planned({"batch.before_commit": _lose}):
+    with suppress(LeaseLost), faults.planned({"batch.before_commit": faults.fail(LeaseLost())}):
         yield
 
 
-_crash, _lose = partial(_raise, Crash), partial(_raise, LeaseLost)
 _AT_ONCE = Event()
 _AT_ONCE.set()
