@@ -104,7 +104,7 @@ class Cause:
 def cause_of(stage: Stage, log: Sequence[Attestation], plan: Sequence[Step], kind: Kind) -> Cause:
     """Return why a plan gives something else than a fold of the same log."""
     log = _at_length(log)
-    made = run_on(stage, log, (), kind)
+    made = run_on(stage, log, [poll(1) for _ in log], kind)
     changes = tuple(stage.subject.memory.changes())
     folded = fold_again(stage, made, kind)
     trials: dict[str, Callable[[], bool]] = {

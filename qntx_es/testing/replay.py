@@ -31,6 +31,8 @@ Values: TypeAlias = tuple[Any, ...]
 TableRows: TypeAlias = Mapping[str, tuple[Values, ...]]
 THEN = "qntxthen"
 ACTOR = "replay@qntx"
+# All that a plan leaves over is one batch.
+REST = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def run(
 ) -> Outcome:
     """Return what came of a log that was run live by a plan.
 
-    After the plan the domain catches up, one attestation a batch. Raises `DomainRefused`.
+    What the plan leaves over is appended at its end, and is one batch. Raises `DomainRefused`.
     """
     return run_on(stage_of(domain), log, plan, on)
 
@@ -154,10 +156,10 @@ class Moving:
         self.poll(count)
 
     def catch_up(self) -> None:
-        """Run a batch for each attestation, until nothing is left and nothing follows."""
+        """Run batches until nothing is left and nothing follows."""
         head = -1
         while head != (head := self.host.log.head()):
-            while any(one.start < one.position < one.head for one in self.poll(1)):
+            while any(one.start < one.position < one.head for one in self.poll(REST)):
                 pass  # one that stands, stands for a failure that is still to be mended
 
     def rows(self) -> TableRows:

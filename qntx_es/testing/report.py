@@ -126,9 +126,7 @@ def _title(plan: Sequence[Step]) -> str:
             return title
     if any(isinstance(one, Poll) and one.times > 1 for one in plan):
         return "when a batch is undone and offered again (P4)"
-    if plan:
-        return "in other batches (P2)"
-    return "when the same log is folded again (P1)"
+    return "in other batches (P2)"
 
 
 # The history, as Python.
