@@ -15,7 +15,7 @@ T = TypeVar("T")
 Log: TypeAlias = Sequence[Attestation]
 Plan: TypeAlias = Sequence[Step]
 
-SHRINKS_MAX = 60
+SHRINKS_MAX = 40
 
 
 class Enough(BaseException):

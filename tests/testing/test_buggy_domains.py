@@ -130,7 +130,14 @@ def failure_of(shop: Domain) -> InconsistentReplay:
     return failed.value
 
 
-@pytest.mark.parametrize("bug", BUGS)
+# Of those that are much alike one is enough by day.
+BY_NIGHT = ("time", "strftime", "getenv", "uuid1", "counter", "class", "closure")
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [pytest.param(bug, marks=pytest.mark.nightly if bug in BY_NIGHT else ()) for bug in BUGS],
+)
 def test_a_planted_bug_is_found_and_its_cause_named(bug: str) -> None:
     """Whatever a handler looks at beside its arguments is found, and nothing else is blamed."""
     cause, note = BUGS[bug]
