@@ -81,6 +81,13 @@ def sold(domain: Domain = shop, amount: int = 1, entity: str = "a") -> Attestati
     return domain.attest(Sold(amount=amount), entity=entity)
 
 
+class Nowhere:
+    """What a caller without types may come up with."""
+
+    MOON: Any = "moon"
+    MYSQL: Any = "mysql"
+
+
 REPOSITORY = [
     code.attest(RepositoryCloned(path="/a"), entity="a"),
     *(code.attest(CommitRecorded(sha=str(number)), entity="a") for number in range(3)),
@@ -217,11 +224,11 @@ def test_what_no_host_takes_up_is_refused() -> None:
         (lambda: poll(0), "less than one"),
         (lambda: poll(1, crash_at="job.after_start"), "passes no point"),
         (lambda: rebuild(crash_at="nowhere"), "no fault point"),
-        (lambda: under(*["moon"]), "no circumstances"),
+        (lambda: under(Nowhere.MOON), "no circumstances"),
         (lambda: append(0), "less than one"),
         (lambda: fail(0), "less than one"),
         (lambda: replay_consistency(shop, checks={"crush"}), "did you mean `crash`"),
-        (lambda: replay_consistency(shop, on="mysql"), "'sqlite', 'postgresql' or 'both'"),
+        (lambda: replay_consistency(shop, on=Nowhere.MYSQL), "'sqlite', 'postgresql' or 'both'"),
     ],
 )
 def test_what_means_nothing_is_refused(make: Any, message: str) -> None:  # noqa: ANN401
