@@ -19,6 +19,7 @@ from sqlalchemy import event
 
 from qntx_es.domain import Domain
 from qntx_es.host import Host
+from qntx_es.testing.circumstances import stand_in_for_sql
 from qntx_es.testing.postgres import PostgresServer
 
 Kind: TypeAlias = Literal["sqlite", "postgresql"]
@@ -52,7 +53,7 @@ class Place:
         """Open a host with the domain."""
         host = Host(self.url, [domain], clock=clock)
         if host.database.is_sqlite:
-            event.listen(host.database.engine, "connect", _unsynced)
+            event.listen(host.database.engine, "connect", _prepare)
         host.get_ready()
         return host
 
@@ -116,5 +117,6 @@ def postgres_server() -> PostgresServer:
 _servers: list[PostgresServer] = []
 
 
-def _unsynced(connection: Any, _: object) -> None:  # noqa: ANN401 - the driver's
+def _prepare(connection: Any, _: object) -> None:  # noqa: ANN401 - the driver's
+    stand_in_for_sql(connection)
     connection.execute("PRAGMA synchronous = OFF")

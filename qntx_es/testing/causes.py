@@ -7,7 +7,6 @@ those that make no difference are named as well.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from qntx_es.attestation import Attestation, computed_id
 from qntx_es.testing.bench import Kind
@@ -15,7 +14,16 @@ from qntx_es.testing.circumstances import KINDS
 from qntx_es.testing.differences import differences
 from qntx_es.testing.hashseeds import differs_by_hash_seed
 from qntx_es.testing.memory import Change
-from qntx_es.testing.plans import Cut, Fail, Poll, Rebuild, Restart, Step, Travel, poll, restart
+from qntx_es.testing.plans import (
+    Cut,
+    Fail,
+    Lift,
+    Rebuild,
+    Step,
+    Travel,
+    poll,
+    restart,
+)
 from qntx_es.testing.replay import Outcome, Stage, fold_again, run_on
 
 NOTHING = "nothing"
@@ -85,6 +93,7 @@ BY_STEP: Sequence[tuple[type, str, str]] = (
     (Rebuild, "gives other rows when it is rebuilt", "Let handlers look at their arguments alone"),
     (Travel, "gives other rows when it is folded up to a position only", "Look at nothing ahead"),
     (Fail, "swallows a failure, or looks across entities while one waits", "Let errors pass"),
+    (Lift, "reads old payloads otherwise than new ones", "Let upcasters be pure and total"),
     (Cut, "is not `by_entity`: its entities depend on one another", "Leave `by_entity` out"),
 )
 
@@ -192,9 +201,3 @@ def _of_steps(plan: Sequence[Step]) -> tuple[str, str]:
         if any(isinstance(step, kind) for step in plan):
             return says, remedy
     return "depends on something that none of the trials changes alone", "See the plan above"
-
-
-def kind_of(plan: Sequence[Any]) -> type | None:
-    """Return the class of the step that says most of a plan."""
-    order = (Fail, Cut, Travel, Rebuild, Restart, Poll)
-    return next((kind for kind in order if any(isinstance(one, kind) for one in plan)), None)

@@ -29,6 +29,7 @@ from qntx_es.testing.plans import (
     Append,
     Cut,
     Fail,
+    Lift,
     Poll,
     Rebuild,
     Restart,
@@ -37,7 +38,7 @@ from qntx_es.testing.plans import (
     under,
 )
 from qntx_es.testing.pruning import Enough, Verdicts, pruned
-from qntx_es.testing.replay import Stage, fold_again, run_on, stage_of
+from qntx_es.testing.replay import Stage, fold_of, run_on, stage_of
 from qntx_es.testing.report import again_by, told
 from qntx_es.testing.strategies import Histories
 
@@ -67,12 +68,13 @@ def replay_consistency(
 
     `checks` are some of `batch`, `crash`, `twice`, `derive`, `rebuild`, `travel`, `recovery`,
     `determinism` or one of its parts (`clock`, `zone`, `environment`, `random`, `uuid`, `keys`,
-    `hashseed`), and `entity` for a domain that is `by_entity`; by default all. `examples` is how
+    `hashseed`), `entity` for a domain that is `by_entity`, `upcast` for one that has upcasters;
+    by default all. `examples` is how
     many logs are tried, by default 25 unless a Hypothesis profile says otherwise; `attestations`
     what they are made of. The test raises `InconsistentReplay`, also where no example reached a
     handler. Raises `ValueError` for a check that there is not.
     """
-    wanted = _checked(domain, checks)
+    wanted = _checked(checks)
     kinds = kinds_of(on)
 
     def test() -> None:
@@ -86,9 +88,9 @@ def replay_consistency(
     return test
 
 
-def _checked(domain: Domain, checks: Iterable[str] | None) -> frozenset[str]:
+def _checked(checks: Iterable[str] | None) -> frozenset[str]:
     if checks is None:
-        return frozenset((*CHECKS, "entity")) if domain.by_entity else frozenset(CHECKS)
+        return frozenset((*CHECKS, *DECLARED))
     given_ = set(checks)
     if "determinism" in given_:
         given_ = given_ - {"determinism"} | set(DETERMINISM)
@@ -180,7 +182,7 @@ def _is_consistent(
         return False
     domain = stage.subject.domain
     asked = ask_by_hash_seed(domain, planned.exported) if "hashseed" in checks else None
-    folded = fold_again(stage, planned, kind)
+    folded = fold_of(stage, log, plan, planned, kind)
     by_hash_seed = asked is not None and asked.result()
     return not by_hash_seed and not differences(domain, folded, planned)
 
@@ -252,6 +254,8 @@ def _plans(draw: DrawFn, domain: Domain, length: int, checks: frozenset[str]) ->
         plan.append(Fail(draw(st.integers(1, length))))
     if "entity" in checks and domain.by_entity and draw(_one_in(2)):
         plan.append(Cut(draw(st.integers(2, RANGES_MAX))))
+    if "upcast" in checks and domain.upcasters and draw(_one_in(2)):
+        plan.append(Lift())
     steps = _steps(checks)
     if steps is not None:
         plan += draw(st.lists(steps, max_size=STEPS_MAX))

@@ -12,11 +12,13 @@ import json
 import locale
 import os
 import random
+import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, date, datetime, tzinfo
+from functools import partial
 from random import Random
 from typing import Any, Literal, Self, TypeAlias
 
@@ -45,14 +47,14 @@ class Circumstances:
         self.changed = changed
         self._places = places
         self._now = 0
-        self._chance = Random()  # noqa: S311 - drawn to be repeated
+        self.chance = Random()  # noqa: S311 - drawn to be repeated
         self._entropy = Random()  # noqa: S311 - drawn to be repeated
         self.restart()
 
     def restart(self) -> None:
         """Begin anew: the clock at its first moment, chance at its seed."""
         self._now = ANOTHER_NOW if "clock" in self.changed else NOW
-        self._chance.seed(1 if "random" in self.changed else 0)
+        self.chance.seed(1 if "random" in self.changed else 0)
         self._entropy.seed(1 if "uuid" in self.changed else 0)
 
     def tick(self) -> int:
@@ -91,7 +93,7 @@ class Circumstances:
         before, _current = _current, self
         with ExitStack() as undo:
             undo.callback(random.setstate, outside)
-            random.setstate(self._chance.getstate())
+            random.setstate(self.chance.getstate())
             for module, name, stand_in in (*_STAND_INS, (uuid, "_node", len(self.changed & _NODE))):
                 undo.callback(setattr, module, name, getattr(module, name))
                 setattr(module, name, stand_in)
@@ -102,7 +104,7 @@ class Circumstances:
             try:
                 yield
             finally:
-                self._chance.setstate(random.getstate())
+                self.chance.setstate(random.getstate())
                 _current = before
 
     def seen(self, recorded: Recorded[Any]) -> Recorded[Any]:
@@ -111,6 +113,32 @@ class Circumstances:
             return recorded
         decode = recorded._decode  # noqa: SLF001 - the text stays, only its reading changes
         return Recorded(recorded.row, lambda text: decode(_turned(text)))
+
+
+def stand_in_for_sql(connection: sqlite3.Connection) -> None:
+    """Let SQLite's own clock and chance be those of the circumstances, in every statement."""
+    real = sqlite3.connect(":memory:", check_same_thread=False)
+
+    def told(name: str, *parts: Any) -> Any:  # noqa: ANN401 - as SQLite has it
+        if _current is not None:
+            now = datetime.fromtimestamp(_time(), UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+            is_bare = len(parts) <= (name == "strftime")
+            parts = (*parts, "now") if is_bare else parts
+            parts = tuple(now if one == "now" else one for one in parts)
+        marks = ", ".join("?" * len(parts))
+        return real.execute(f"SELECT {name}({marks})", parts).fetchone()[0]
+
+    for name in ("date", "time", "datetime", "julianday", "strftime"):
+        connection.create_function(name, -1, partial(told, name))
+    for word in ("date", "time", "timestamp"):
+        called = word.replace("timestamp", "datetime")
+        connection.create_function(f"current_{word}", 0, partial(told, called, "now"))
+    connection.create_function("random", 0, _chance)
+
+
+def _chance() -> int:
+    source = random if _current is None else _current.chance
+    return source.getrandbits(64) - (1 << 63)
 
 
 def handed_to(payload: Json) -> Json:

@@ -134,7 +134,18 @@ class Cut:
         return f"cut({self.into})"
 
 
-Step: TypeAlias = Append | Poll | Restart | Rebuild | Travel | Fail | Under | Cut
+@dataclass(frozen=True, slots=True)
+class Lift:
+    """Let old payloads have been said as they are read today."""
+
+    def __str__(self) -> str:
+        return "old payloads lifted beforehand"
+
+    def __repr__(self) -> str:
+        return "lift()"
+
+
+Step: TypeAlias = Append | Poll | Restart | Rebuild | Travel | Fail | Under | Cut | Lift
 
 
 def append(count: int) -> Step:
@@ -185,6 +196,11 @@ def under(*changed: Changed) -> Step:
 def cut(into: int) -> Step:
     """Cut the entities of a domain that is `by_entity` into so many ranges, from here on."""
     return Cut(_at_least_one("cut", into))
+
+
+def lift() -> Step:
+    """Let old payloads have been said as they are read today: the rows are those of the old."""
+    return Lift()
 
 
 def spoken(plan: Iterable[Step]) -> str:

@@ -17,14 +17,25 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Connection, MetaData, Table, select
 
 from qntx_es import faults
-from qntx_es.attestation import Attestation
+from qntx_es.attestation import Attestation, decode_mapping
 from qntx_es.domain import RESERVED, Domain
 from qntx_es.errors import LeaseLost, NothingToRetry, ProjectorStopped, QntxError
 from qntx_es.projections.batch import Step as Moved
 from qntx_es.projections.digest import as_stored
 from qntx_es.projections.travel import named
 from qntx_es.testing.bench import MONDAY, Bench, Clock, Kind, Place
-from qntx_es.testing.plans import Append, Cut, Fail, Poll, Rebuild, Restart, Step, Travel, Under
+from qntx_es.testing.plans import (
+    Append,
+    Cut,
+    Fail,
+    Lift,
+    Poll,
+    Rebuild,
+    Restart,
+    Step,
+    Travel,
+    Under,
+)
 from qntx_es.testing.subject import HandlerRefuses, Subject
 
 Values: TypeAlias = tuple[Any, ...]
@@ -101,6 +112,8 @@ def run_on(
 ) -> Outcome:
     """Run a log by a plan; where it is watched, the rows are kept after each step."""
     subject = stage.subject
+    if any(isinstance(one, Lift) for one in plan):
+        log = [_lifted(subject.domain, one) for one in log]
     changed = frozenset(kind for one in plan if isinstance(one, Under) for kind in one.changed)
     subject.begin(changed)
     with stage.bench(kind).database() as place, subject.circumstances.around():
@@ -120,6 +133,40 @@ def fold_again(
     subject.begin(changed)
     with stage.bench(kind).database() as place, subject.circumstances.around():
         return _Fold(subject, place, outcome, is_watched=is_watched).run()
+
+
+def fold_of(  # noqa: PLR0913 - what is folded, where, and how
+    stage: Stage,
+    log: Sequence[Attestation],
+    plan: Sequence[Step],
+    planned: Outcome,
+    kind: Kind,
+    *,
+    is_watched: bool = False,
+) -> Outcome:
+    """Fold what an outcome is to be held against: the log it came to, or that of old payloads."""
+    if any(isinstance(one, Lift) for one in plan):
+        planned = run_on(stage, log, [one for one in plan if not isinstance(one, Lift)], kind)
+    return fold_again(stage, planned, kind, is_watched=is_watched)
+
+
+def _lifted(domain: Domain, said: Attestation) -> Attestation:
+    payload = domain.payloads.get(said.context)
+    if payload is None or said.schema_version >= payload.schema_version:
+        return said
+    text = domain.chain(payload).text_of(said.schema_version, said.text)
+    return Attestation(
+        context=said.context,
+        entity=said.entity,
+        actor=said.actor,
+        payload=decode_mapping(text),
+        id=said.id,
+        schema_version=payload.schema_version,
+        caused_by=said.caused_by,
+        correlation_id=said.correlation_id,
+        depth=said.depth,
+        tags=said.tags,
+    )
 
 
 class Moving:

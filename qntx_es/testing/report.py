@@ -21,6 +21,7 @@ from qntx_es.testing.plans import (
     Append,
     Cut,
     Fail,
+    Lift,
     Poll,
     Rebuild,
     Restart,
@@ -29,7 +30,7 @@ from qntx_es.testing.plans import (
     Under,
     spoken,
 )
-from qntx_es.testing.replay import Outcome, Stage, TableRows, fold_again, run_on, stage_of
+from qntx_es.testing.replay import Outcome, Stage, TableRows, fold_of, run_on, stage_of
 
 Handlers: TypeAlias = Sequence[ProjectHandler | DeriveHandler]
 
@@ -46,7 +47,7 @@ def told(
 ) -> InconsistentReplay | None:
     """Return how a log and a plan fail, with the likely cause; None where they do not."""
     planned = run_on(stage, log, plan, kind, is_watched=True)
-    folded = fold_again(stage, planned, kind, is_watched=True)
+    folded = fold_of(stage, log, plan, planned, kind, is_watched=True)
     found = differences(stage.subject.domain, folded, planned)
     history = _history(stage.subject.domain, log, plan, kind)
     by_hash_seed = not found and differs_by_hash_seed(stage.subject.domain, planned.exported)
@@ -117,6 +118,7 @@ def _title(plan: Sequence[Step]) -> str:
         (Restart, "after a restart (P3)"),
         (Fail, "after a failure that was mended (P20)"),
         (Cut, "when its entities are projected in ranges (P8)"),
+        (Lift, "where old payloads are lifted beforehand (P11)"),
         (Travel, "when it is folded up to a position only (P16)"),
         (Rebuild, "after a rebuild (P6)"),
         (Append, "when it follows a log that grows (P1)"),

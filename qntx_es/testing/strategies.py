@@ -30,16 +30,16 @@ class _Said:
     entity: str
     actor: str
     context: str
+    version: int = 1
 
     def at(self, number: int) -> Attestation:
         """Return it with the id of its place, so that a log that shrinks stays the same log."""
-        version = self.payload.schema_version if isinstance(self.payload, Payload) else 1
         return Attestation(
             context=self.context,
             entity=self.entity,
             actor=self.actor,
             payload=self.payload,
-            schema_version=version,
+            schema_version=self.version,
             id=computed_id("drawn", str(number)),
         )
 
@@ -53,6 +53,7 @@ ELSEWHERE = "somebody@elsewhere"
 PULSE = "pulse@system"
 FIRES_MAX = 1_000
 LETTERS = 26
+TENTH = 10
 
 
 def attestations(  # noqa: PLR0913 - one keyword a choice
@@ -80,8 +81,8 @@ def attestations(  # noqa: PLR0913 - one keyword a choice
     if not heard and starts_with is None:
         raise NoStrategy(f"`{domain.name}` has no handlers, so nothing is said to it: add one")
     elsewhere = _unheard(names)
-    # A tenth, as near as may be: one_of takes each of its strategies as often as the others.
-    one = st.one_of(*heard * (9 // max(1, len(heard)) or 1), elsewhere)
+    spoken = st.one_of(heard) if heard else elsewhere
+    one = st.integers(1, TENTH).flatmap(lambda tenth: elsewhere if tenth == TENTH else spoken)
     if starts_with is None:
         return st.lists(one, min_size=1, max_size=longest).map(_numbered)
     return _begun(domain, one, starts_with, actors, given, longest)
@@ -134,11 +135,26 @@ def _said(
     else:
         drawn = payloads(payload)
     speakers = st.sampled_from(_speakers(domain, payload, actors))
-    return st.builds(_of_class, drawn, names, speakers)
+    today = st.builds(_of_class, drawn, names, speakers)
+    return st.one_of(today, *_of_old(domain, payload, names, speakers))
+
+
+def _of_old(
+    domain: Domain,
+    payload: type[Payload],
+    names: SearchStrategy[str],
+    speakers: SearchStrategy[str],
+) -> Iterable[SearchStrategy[_Said]]:
+    """Yield what older code said in the context, as far as its upcasters know the class of it."""
+    for one in domain.upcasters:
+        if one.payload is payload and one.old is not None:
+            values = payloads(one.old).map(lambda old: old.model_dump(mode="json"))
+            context, since = st.just(payload.context), st.just(one.since)
+            yield st.builds(_Said, values, names, speakers, context, since)
 
 
 def _of_class(payload: Payload, entity: str, actor: str) -> _Said:
-    return _Said(payload, entity, actor, payload.context)
+    return _Said(payload, entity, actor, payload.context, payload.schema_version)
 
 
 def _speakers(domain: Domain, payload: type[Payload], actors: int) -> Sequence[str]:

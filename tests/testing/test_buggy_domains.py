@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import Field
+from pydantic import BaseModel, Field
 from sqlalchemy import Column, Integer, String, Table, func, select
 
 from qntx_es import Domain, Payload, Recorded, Rows
@@ -163,3 +163,62 @@ def test_a_file_is_found(tmp_path: Path) -> None:
             return sales.write("x") + sales.tell()
 
     assert failure_of(shop_noting(note)).cause == "nothing"
+
+
+class Billed(BaseModel):
+    """What a bill said at first."""
+
+    euros: int
+
+
+class Bill(Payload, context="billed", schema_version=2):
+    """A bill, in cents."""
+
+    cents: int
+
+
+def billing(*, is_right: bool) -> Domain:
+    """Return a domain that reads bills of both versions, by an upcaster that may be wrong."""
+    shop, table = shop_and_table()
+
+    @shop.upcast(Bill, from_=1)
+    def in_cents(old: Billed) -> dict[str, Any]:
+        return {"cents": old.euros * 100}
+
+    @shop.project(Bill)
+    def keep(bill: Recorded[Bill], rows: Rows) -> None:
+        is_old = not is_right and bill.schema_version == 1
+        rows.put(table, entity=bill.entity, number=bill.payload.cents // (100 if is_old else 1))
+
+    return shop
+
+
+def test_old_payloads_are_read_as_new_ones() -> None:
+    """Old payloads are drawn too, and a handler that tells them apart is found."""
+    replay_consistency(billing(is_right=True))()
+
+    failure = failure_of(billing(is_right=False))
+    assert "where old payloads are lifted beforehand (P11)" in str(failure)
+    assert "schema_version" not in str(failure)
+    assert "payload={'euros': " in str(failure)
+
+
+@pytest.mark.parametrize(
+    ("asked", "cause"),
+    [(func.now(), "clock"), (func.strftime("%Y", "now"), "clock"), (func.random(), "random")],
+    ids=str,
+)
+def test_the_clock_of_the_database_is_found(asked: Any, cause: str) -> None:  # noqa: ANN401
+    """A handler that asks SQL for the time, or for chance, is found as if it had asked Python."""
+    shop, table = shop_and_table()
+
+    @shop.project(Sold)
+    def keep(sold: Recorded[Sold], rows: Rows) -> None:
+        rows.put(table, entity=sold.entity)
+        ((told, _),) = rows.select(
+            select(asked, table.c.entity).where(table.c.entity == sold.entity)
+        )
+        rows.put(table, entity=sold.entity, note=str(told))
+
+    failure = failure_of(shop)
+    assert failure.cause == cause, str(failure)
