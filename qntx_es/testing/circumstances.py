@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, date, datetime, tzinfo
-from functools import partial
+from functools import cache, partial
 from random import Random
 from typing import Any, Literal, Self, TypeAlias
 
@@ -117,7 +117,6 @@ class Circumstances:
 
 def stand_in_for_sql(connection: sqlite3.Connection) -> None:
     """Let SQLite's own clock and chance be those of the circumstances, in every statement."""
-    real = sqlite3.connect(":memory:", check_same_thread=False)
 
     def told(name: str, *parts: Any) -> Any:  # noqa: ANN401 - as SQLite has it
         if _current is not None:
@@ -126,7 +125,7 @@ def stand_in_for_sql(connection: sqlite3.Connection) -> None:
             parts = (*parts, "now") if is_bare else parts
             parts = tuple(now if one == "now" else one for one in parts)
         marks = ", ".join("?" * len(parts))
-        return real.execute(f"SELECT {name}({marks})", parts).fetchone()[0]
+        return _aside().execute(f"SELECT {name}({marks})", parts).fetchone()[0]
 
     for name in ("date", "time", "datetime", "julianday", "strftime"):
         connection.create_function(name, -1, partial(told, name))
@@ -134,6 +133,12 @@ def stand_in_for_sql(connection: sqlite3.Connection) -> None:
         called = word.replace("timestamp", "datetime")
         connection.create_function(f"current_{word}", 0, partial(told, called, "now"))
     connection.create_function("random", 0, _chance)
+
+
+@cache
+def _aside() -> sqlite3.Connection:
+    """Return a SQLite that has its own functions still."""
+    return sqlite3.connect(":memory:", check_same_thread=False)
 
 
 def _chance() -> int:

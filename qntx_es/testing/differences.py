@@ -7,7 +7,8 @@ from typing import Any
 from sqlalchemy import Table
 
 from qntx_es.domain import Domain
-from qntx_es.testing.replay import Outcome, TableRows, Values
+from qntx_es.testing.moving import TableRows, Values
+from qntx_es.testing.replay import Outcome
 
 NO_ROW = "(no row)"
 

@@ -6,24 +6,20 @@ knows nothing of the first. Same means equal rows by table and key, typed, and e
 attestations by id; positions may well be others where a domain speaks between what is appended.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
-from threading import Event
-from typing import Any, TypeAlias
+from typing import Any
 from weakref import WeakKeyDictionary
-
-from sqlalchemy import Connection, MetaData, Table, select
 
 from qntx_es import faults
 from qntx_es.attestation import Attestation, decode_mapping
 from qntx_es.domain import RESERVED, Domain
-from qntx_es.errors import LeaseLost, NothingToRetry, ProjectorStopped, QntxError
-from qntx_es.projections.batch import Step as Moved
-from qntx_es.projections.digest import as_stored
+from qntx_es.errors import NothingToRetry, ProjectorStopped, QntxError
 from qntx_es.projections.travel import named
 from qntx_es.testing.bench import MONDAY, Bench, Clock, Kind, Place
+from qntx_es.testing.moving import Moving, TableRows, rows_of, undone
 from qntx_es.testing.plans import (
     Append,
     Cut,
@@ -38,12 +34,8 @@ from qntx_es.testing.plans import (
 )
 from qntx_es.testing.subject import HandlerRefuses, Subject
 
-Values: TypeAlias = tuple[Any, ...]
-TableRows: TypeAlias = Mapping[str, tuple[Values, ...]]
 THEN = "qntxthen"
 ACTOR = "replay@qntx"
-# All that a plan leaves over is one batch.
-REST = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,58 +161,6 @@ def _lifted(domain: Domain, said: Attestation) -> Attestation:
     )
 
 
-class Moving:
-    """A host over one database, moved batch by batch."""
-
-    def __init__(
-        self, subject: Subject, domain: Domain, place: Place, *, is_watched: bool = False
-    ) -> None:
-        self.subject = subject
-        self.name = domain.name
-        self.clock = Clock()
-        self._domain = domain
-        self._place = place
-        self._is_watched = is_watched
-        self._watched: list[tuple[int, TableRows]] = []
-        self.host = place.open(domain, self.clock)
-
-    def poll(self, count: int, until: int | None = None) -> list[Moved]:
-        """Run a batch of each range, and return what it did."""
-        moved = []
-        for runner in self.host._projectors[self.name].runners:  # noqa: SLF001 - a host chooses its sizes by time
-            runner.size = count
-            runner.stopping = _AT_ONCE
-            moved.append(runner.advance(eager=True, until=until))
-        if self._is_watched:
-            self._watched.append((min(one.position for one in moved), self.rows()))
-        return moved
-
-    def offer(self, count: int, times: int) -> None:
-        """Run a batch so many times, and undo all but the last."""
-        for _ in range(times - 1):
-            with _undone():
-                self.poll(count)
-        self.poll(count)
-
-    def catch_up(self) -> None:
-        """Run batches until nothing is left and nothing follows."""
-        head = -1
-        while head != (head := self.host.log.head()):
-            while any(one.start < one.position < one.head for one in self.poll(REST)):
-                pass  # one that stands, stands for a failure that is still to be mended
-
-    def rows(self) -> TableRows:
-        """Return what is in the tables."""
-        with self.host.database.snapshot() as connection:
-            return {
-                name: _rows_of(connection, table) for name, table in self._domain.tables.items()
-            }
-
-    def close(self) -> None:
-        """End the process."""
-        self.host.close()
-
-
 class _Run(Moving):
     """One live run."""
 
@@ -288,7 +228,7 @@ class _Run(Moving):
 
     def _poll(self, step: Poll) -> None:
         for _ in range(step.times - 1):
-            with _undone():
+            with undone():
                 self._poll_once(step.count)
         if step.crash_at is None:
             self._poll_once(step.count)
@@ -360,7 +300,7 @@ class _Run(Moving):
                 self.host.travel(self.name, to=step.to, into=into)
                 with self.host.database.snapshot() as connection:
                     found[step.to] = {
-                        name: _rows_of(connection, table, named(self._domain, name, into))
+                        name: rows_of(connection, table, named(self._domain, name, into))
                         for name, table in self._domain.tables.items()
                     }
         return found
@@ -406,25 +346,7 @@ class _Fold(Moving):
             pass
 
 
-def _rows_of(connection: Connection, table: Table, name: str | None = None) -> tuple[Values, ...]:
-    if name is not None:
-        table = table.to_metadata(MetaData(), name=name)
-    asked = select(*map(as_stored, table.columns)).order_by(*table.primary_key.columns)
-    return tuple(map(tuple, connection.execute(asked)))
-
-
 def _bytes_of(recorded: Any) -> bytes:  # noqa: ANN401 - as the log has it
     tags = recorded.row[11] or ""
     parts = (recorded.context, recorded.actor, recorded.entity, str(recorded.schema_version))
     return "\x00".join((*parts, recorded.text, tags)).encode()
-
-
-@contextmanager
-def _undone() -> Iterator[None]:
-    """Let a batch be undone just before its commit, as that of a runner that was overtaken."""
-    with suppress(LeaseLost), faults.planned({"batch.before_commit": faults.fail(LeaseLost())}):
-        yield
-
-
-_AT_ONCE = Event()
-_AT_ONCE.set()

@@ -17,6 +17,7 @@ from qntx_es.testing.bench import Kind
 from qntx_es.testing.causes import REFUSED, Cause, cause_of
 from qntx_es.testing.differences import Difference, differences
 from qntx_es.testing.hashseeds import differs_by_hash_seed, parting_of
+from qntx_es.testing.moving import TableRows
 from qntx_es.testing.plans import (
     Append,
     Cut,
@@ -30,7 +31,7 @@ from qntx_es.testing.plans import (
     Under,
     spoken,
 )
-from qntx_es.testing.replay import Outcome, Stage, TableRows, fold_of, run_on, stage_of
+from qntx_es.testing.replay import Outcome, Stage, fold_of, run_on, stage_of
 
 Handlers: TypeAlias = Sequence[ProjectHandler | DeriveHandler]
 

@@ -18,7 +18,8 @@ from qntx_es.jobs import JobHandler, JobRequested
 from qntx_es.projections.recovery import HandlerFailed
 from qntx_es.pulse import Ticker
 from qntx_es.testing.bench import Kind
-from qntx_es.testing.replay import ACTOR, Moving, Stage, stage_of
+from qntx_es.testing.moving import Moving
+from qntx_es.testing.replay import ACTOR, Stage, stage_of
 
 Said: TypeAlias = JobHandler[Any] | Payload | type[Payload] | Attestation | str
 BEGINNING = datetime(2026, 1, 4, tzinfo=UTC)
