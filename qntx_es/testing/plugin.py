@@ -24,6 +24,9 @@ from qntx_es.testing.figures import Figures
 from qntx_es.testing.postgres import PostgresServer
 from qntx_es.testing.processes import Process
 
+# What these assert is told as what a test asserts.
+pytest.register_assert_rewrite("qntx_es.testing.log_exercise")
+
 OpenHost: TypeAlias = Callable[..., Host]
 StartProcess: TypeAlias = Callable[..., Process]
 PutInForce: TypeAlias = Callable[[Mapping[str, faults.Action | Callable[[], None]]], None]
