@@ -1,19 +1,17 @@
-"""Our own log and recorders pass what strangers' are held to, and a log that loses does not."""
+"""Our own log passes what strangers' logs are held to, and one that breaks its word does not."""
 
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from eventsourcing.utils import Environment
 
 from qntx_es import Attestation, Host, Recorded
 from qntx_es.log import Log
-from qntx_es.recorders import Factory
-from qntx_es.testing import exercise_log, exercise_recorders
+from qntx_es.testing import exercise_log
 from qntx_es.testing.bench import postgres_server
 
 
@@ -133,32 +131,3 @@ def test_a_log_that_breaks_the_contract_is_found(wrong: type[Lossy], found_by: s
         getattr(exercise, found_by)(log)
     with opened("sqlite://") as log, pytest.raises((AssertionError, pytest.fail.Exception)):
         getattr(exercise, found_by)(wrong(log))
-
-
-def factory_on(url: str) -> Factory:
-    """Make the factory of an application on a database."""
-    return Factory(Environment(env={"QNTX_DATABASE_URL": url}))
-
-
-@contextmanager
-def factory_on_sqlite() -> Iterator[Factory]:
-    """Make a factory on a file."""
-    with TemporaryDirectory() as folder:
-        url = f"sqlite:///{Path(folder) / 'log.db'}"
-        with closing(factory_on(url)) as factory:
-            yield factory
-
-
-@contextmanager
-def factory_on_postgresql() -> Iterator[Factory]:
-    """Make a factory on the one server of this process."""
-    server = postgres_server()
-    url = server.create_database()
-    with closing(factory_on(url)) as factory:
-        yield factory
-    server.drop_database(url)
-
-
-TestRecordersInMemory = exercise_recorders(lambda: factory_on("sqlite://"))
-TestRecordersOnSQLite = exercise_recorders(factory_on_sqlite)
-TestRecordersOnPostgreSQL = exercise_recorders(factory_on_postgresql)
