@@ -24,6 +24,7 @@ from qntx_es.testing.plans import (
 from qntx_es.testing.postgres import PostgresServer, PostgresUnavailable
 from qntx_es.testing.replay import Outcome, fold, run
 from qntx_es.testing.report import replay
+from qntx_es.testing.scenario import Scenario, scenario
 
 if TYPE_CHECKING:
     from qntx_es.recorders.exercise import exercise_recorders
@@ -46,6 +47,7 @@ __all__ = [
     "Outcome",
     "PostgresServer",
     "PostgresUnavailable",
+    "Scenario",
     "Step",
     "append",
     "attestations",
@@ -61,6 +63,7 @@ __all__ = [
     "replay_consistency",
     "restart",
     "run",
+    "scenario",
     "travel",
     "under",
 ]

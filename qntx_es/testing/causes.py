@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qntx_es.attestation import Attestation
+from qntx_es.attestation import Attestation, computed_id
 from qntx_es.testing.bench import Kind
 from qntx_es.testing.circumstances import KINDS
 from qntx_es.testing.differences import differences
@@ -103,7 +103,8 @@ class Cause:
 
 def cause_of(stage: Stage, log: Sequence[Attestation], plan: Sequence[Step], kind: Kind) -> Cause:
     """Return why a plan gives something else than a fold of the same log."""
-    made = run_on(stage, log, (), kind)
+    log = _at_length(log)
+    made = run_on(stage, log, [poll(1) for _ in log], kind)
     changes = tuple(stage.subject.memory.changes())
     folded = fold_again(stage, made, kind)
     trials: dict[str, Callable[[], bool]] = {
@@ -111,14 +112,14 @@ def cause_of(stage: Stage, log: Sequence[Attestation], plan: Sequence[Step], kin
             _differ(stage, folded, fold_again(stage, made, kind)) or _differ(stage, folded, made)
         )
     }
-    for one in ("clock", "zone", "environment", "uuid", "random", "keys"):
+    for one in ("uuid", "clock", "zone", "environment", "random", "keys"):
         trials[one] = _under(stage, made, folded, kind, one)
-    trials["hashseed"] = lambda: differs_by_hash_seed(stage.subject.domain, log) is True
+    by_hash_seed = differs_by_hash_seed(stage.subject.domain, made.exported)
+    if by_hash_seed is not None:
+        trials["hashseed"] = lambda: by_hash_seed
     for name, steps in _plans(len(log)).items():
         trials[name] = _planned(stage, log, steps, kind)
     found = [name for name, trial in trials.items() if trial()]
-    if differs_by_hash_seed(stage.subject.domain, log) is None:
-        del trials["hashseed"]
     innocent = tuple(NAMES[name] for name in trials if name not in found)
     if not found:
         says, remedy = _of_steps(plan)
@@ -131,6 +132,29 @@ def cause_of(stage: Stage, log: Sequence[Attestation], plan: Sequence[Step], kin
         also=tuple(NAMES[one] for one in also),
         innocent=() if likely == NOTHING else innocent,
         changes=changes if is_kept else (),
+    )
+
+
+def _at_length(log: Sequence[Attestation]) -> list[Attestation]:
+    """Return a log that is long enough for each cause: said again, and of other entities as well.
+
+    The shortest log may be of one attestation, after which nothing can be seen of a restart.
+    """
+    again = [_said_again(one, one.entity) for one in log]
+    return [*log, *again, *(_said_again(one, f"{one.entity}2") for one in log)]
+
+
+def _said_again(said: Attestation, entity: str) -> Attestation:
+    return Attestation(
+        context=said.context,
+        entity=entity,
+        actor=said.actor,
+        payload=said.payload,
+        id=computed_id("again", said.id, entity),
+        schema_version=said.schema_version,
+        caused_by=said.caused_by,
+        correlation_id=said.correlation_id,
+        tags=said.tags,
     )
 
 

@@ -23,7 +23,7 @@ from qntx_es.testing import strategies
 from qntx_es.testing.bench import Kind, On, kinds_of
 from qntx_es.testing.circumstances import KINDS, Changed
 from qntx_es.testing.differences import differences
-from qntx_es.testing.hashseeds import differs_by_hash_seed
+from qntx_es.testing.hashseeds import ask_by_hash_seed
 from qntx_es.testing.plans import (
     POINTS,
     Append,
@@ -36,7 +36,7 @@ from qntx_es.testing.plans import (
     Travel,
     under,
 )
-from qntx_es.testing.pruning import pruned
+from qntx_es.testing.pruning import Enough, Verdicts, pruned
 from qntx_es.testing.replay import Stage, fold_again, run_on, stage_of
 from qntx_es.testing.report import again_by, told
 from qntx_es.testing.strategies import Histories
@@ -45,7 +45,6 @@ EXAMPLES = 25
 BATCH_MAX = 5
 STEPS_MAX = 4
 RANGES_MAX = 3
-SHRINKS_MAX = 120
 DETERMINISM = (*KINDS, "hashseed")
 CHECKS = ("batch", "crash", "twice", "derive", "rebuild", "travel", "recovery", *DETERMINISM)
 DECLARED = ("entity", "upcast")
@@ -53,11 +52,7 @@ REBUILD_POINTS = tuple(one for one in faults.POINTS if one.startswith("rebuild."
 
 
 class _Found(Exception):
-    """A log and a plan that are not consistent."""
-
-    def __init__(self, log: Sequence[Attestation], plan: Sequence[Step], kind: Kind) -> None:
-        super().__init__("not the same")
-        self.log, self.plan, self.kind = log, plan, kind
+    """A log and a plan are not consistent."""
 
 
 def replay_consistency(
@@ -144,13 +139,13 @@ def _try(  # noqa: PLR0913, PLR0917 - the parts of a test
     contexts: set[str],
     reproduced: Any,  # noqa: ANN401 - Hypothesis' own
 ) -> None:
-    verdicts = _Verdicts(lambda log, plan: _is_consistent(stage, log, plan, kind, checks))
+    verdicts = Verdicts(lambda log, plan: _is_consistent(stage, log, plan, kind, checks))
 
     def consistent(example: tuple[list[Attestation], list[Step]]) -> None:
         log, plan = example
         contexts.update(one.context for one in log)
-        if not verdicts.of(log, plan):
-            raise _Found(log, plan, kind)
+        if not verdicts.of_drawn(log, plan):
+            raise _Found
 
     consistent.__name__ = f"{stage.subject.domain.name}_on_{kind}"  # a name in the example database
     test = asked(given(_examples(stage.subject.domain, histories, checks))(consistent))
@@ -159,43 +154,18 @@ def _try(  # noqa: PLR0913, PLR0917 - the parts of a test
     try:
         test()
     except _Found as found:
-        log, plan = pruned(found.log, found.plan, verdicts.again)
-        failure = told(stage, log, plan, kind, again_by(_blob_of(found)))
-        if failure is None:
-            failure = InconsistentReplay(
-                f"{stage.subject.domain.name} gave other rows once, and then the same again",
-                cause="nothing",
-            )
-        raise failure from None
+        raise _failure(stage, kind, verdicts, _blob_of(found)) from None
+    except Enough:
+        raise _failure(stage, kind, verdicts, "") from None
 
 
-class _Verdicts:
-    """What was found of each example, once: whoever keeps state is not asked twice.
-
-    Once one has failed, only so many more are tried. It counts them and not seconds, so that the
-    same failure shrinks to the same example on every machine.
-    """
-
-    def __init__(self, judge: Callable[[Sequence[Attestation], Sequence[Step]], bool]) -> None:
-        self._judge = judge
-        self._known: dict[object, bool] = {}
-        self._left = SHRINKS_MAX
-
-    def of(self, log: Sequence[Attestation], plan: Sequence[Step]) -> bool:
-        """Tell whether an example is consistent, or was not tried any more."""
-        example = (tuple((one.id, one.bytes) for one in log), tuple(plan))
-        if example not in self._known and False in self._known.values():
-            self._left -= 1
-            if self._left < 0:
-                return True
-        return self.again(log, plan)
-
-    def again(self, log: Sequence[Attestation], plan: Sequence[Step]) -> bool:
-        """Tell whether an example is consistent, however many were tried."""
-        example = (tuple((one.id, one.bytes) for one in log), tuple(plan))
-        if example not in self._known:
-            self._known[example] = self._judge(log, plan)
-        return self._known[example]
+def _failure(stage: Stage, kind: Kind, verdicts: Verdicts, blob: str) -> InconsistentReplay:
+    log, plan = pruned(*verdicts.least(), verdicts.of)
+    return told(stage, log, plan, kind, again_by(blob)) or InconsistentReplay(
+        f"{stage.subject.domain.name} made other rows of this log, and then the same again: it "
+        "looks at a thread, the network, a file. Do that in a job, and project what it attests",
+        cause="nothing",
+    )
 
 
 def _is_consistent(
@@ -208,10 +178,11 @@ def _is_consistent(
     planned = run_on(stage, log, plan, kind)
     if planned.error is not None:
         return False
+    domain = stage.subject.domain
+    asked = ask_by_hash_seed(domain, planned.exported) if "hashseed" in checks else None
     folded = fold_again(stage, planned, kind)
-    if differences(stage.subject.domain, folded, planned):
-        return False
-    return "hashseed" not in checks or not differs_by_hash_seed(stage.subject.domain, log)
+    by_hash_seed = asked is not None and asked.result()
+    return not by_hash_seed and not differences(domain, folded, planned)
 
 
 def _settings(examples: int | None) -> settings:

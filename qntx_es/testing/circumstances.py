@@ -136,7 +136,7 @@ def _speak_otherwise(spoken: str) -> None:
 # keep one.
 
 _current: Circumstances | None = None
-_real_time_ns, _real_urandom = time.time_ns, os.urandom
+_real_time_ns, _real_urandom, _real_localtime = time.time_ns, os.urandom, time.localtime
 
 
 def _time_ns() -> int:
@@ -151,21 +151,20 @@ def _urandom(size: int, /) -> bytes:
     return _real_urandom(size) if _current is None else _current.entropy(size)
 
 
-def _of_now(function: Callable[..., Any], at: int) -> Callable[..., Any]:
+def _of_now(
+    function: Callable[..., Any], at: int = 0, moment: Callable[[], Any] = _time
+) -> Callable[..., Any]:
     """Return a function of `time` that is given the moment where it would take its own."""
 
     def told(*given: Any) -> Any:  # noqa: ANN401 - as the function has it
         is_now = len(given) <= at or given[at] is None
-        return function(*given[:at], _moment(function)) if is_now else function(*given)
+        return function(*given[:at], moment()) if is_now else function(*given)
 
     return told
 
 
-def _moment(function: Callable[..., Any]) -> Any:  # noqa: ANN401 - seconds, or their parts
-    return _real_localtime(_time()) if function in (time.strftime, time.asctime) else _time()
-
-
-_real_localtime = time.localtime
+def _parts() -> time.struct_time:
+    return _real_localtime(_time())
 
 
 class _Standing(type):
@@ -240,11 +239,11 @@ _OF_TIME: Mapping[str, Callable[..., Any]] = {
     "monotonic_ns": _time_ns,
     "perf_counter": _time,
     "perf_counter_ns": _time_ns,
-    "localtime": _of_now(time.localtime, 0),
-    "gmtime": _of_now(time.gmtime, 0),
-    "ctime": _of_now(time.ctime, 0),
-    "asctime": _of_now(time.asctime, 0),
-    "strftime": _of_now(time.strftime, 1),
+    "localtime": _of_now(time.localtime),
+    "gmtime": _of_now(time.gmtime),
+    "ctime": _of_now(time.ctime),
+    "asctime": _of_now(time.asctime, 0, _parts),
+    "strftime": _of_now(time.strftime, 1, _parts),
 }
 # What uuid1 takes for the machine's number.
 _NODE = frozenset(("uuid",))

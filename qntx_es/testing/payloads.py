@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from uuid import UUID
 
 import annotated_types as bounds
-from hypothesis import reject
+from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from pydantic import AwareDatetime, BaseModel, NaiveDatetime, ValidationError
@@ -30,9 +30,14 @@ M = TypeVar("M", bound=BaseModel)
 SMALL = 1_000
 ITEMS_MAX = 3
 TEXT_MAX = 8
-TRIES, JUDGED_FROM = 5, 20
+TRIES, PROBES = 5, 20
 # No NUL and no lone surrogate: no log takes them.
-CHARACTERS = st.characters(codec="utf-8", exclude_characters="\x00")
+# `st.characters` would first read all of Unicode, for seconds.
+CHARACTERS = (
+    st.sampled_from("0abcABC ._-/é€")
+    | st.integers(0x20, 0xD7FF).map(chr)
+    | st.integers(0x1_0000, 0x1_FFFF).map(chr)
+)
 SIMPLE = st.none() | st.booleans() | st.integers(-SMALL, SMALL) | st.text(CHARACTERS, max_size=3)
 JSON_VALUES: SearchStrategy[Any] = st.recursive(
     SIMPLE,
@@ -102,36 +107,69 @@ class _Bounds:
 def payloads(model: type[M]) -> SearchStrategy[M]:
     """Return a strategy for valid instances of a pydantic class.
 
-    Raises `NoStrategy` while drawing, if validators of the class refuse more than half.
+    Raises `NoStrategy` where validators of the class refuse more than half of what is drawn.
     """
+    if _has_validators(model):
+        _refuse_if_most_is_refused(model)
+    return _instances(model)
+
+
+def _instances(model: type[M]) -> SearchStrategy[M]:
     values = st.deferred(lambda: _values_of(model))
-    tried = refused = 0
 
     @st.composite
     def drawn(draw: DrawFn) -> M:
-        nonlocal tried, refused
         for _ in range(TRIES):
-            tried += 1
-            given = draw(values)
+            given_ = draw(values)
             try:
-                return model.model_validate(given)
-            except ValidationError as error:
-                refused += 1
-                if tried >= JUDGED_FROM and refused * 2 > tried:
-                    raise _refused(model, refused, tried, error) from error
+                return model.model_validate(given_)
+            except ValidationError:
+                continue
         return reject()
 
     return drawn()
 
 
-def _refused(
-    model: type[BaseModel], refused: int, tried: int, error: ValidationError
-) -> NoStrategy:
-    return NoStrategy(
-        f"validators of {model.__name__} refuse {refused} of {tried} that were drawn "
-        f"({problems_of(error)}). Give a strategy of your own: "
-        f"attestations(…, strategies={{{model.__name__}: …}})"
+def _has_validators(model: type[BaseModel]) -> bool:
+    said = (one for field_ in model.model_fields.values() for one in field_.metadata)
+    known = model.__pydantic_decorators__
+    is_decorated = known.field_validators or known.model_validators or known.root_validators
+    return bool(is_decorated) or any("Validator" in type(one).__name__ for one in said)
+
+
+def _refuse_if_most_is_refused(model: type[BaseModel]) -> None:
+    refused: list[ValidationError] = []
+    tried: list[object] = []
+
+    # Once and apart: what a strategy draws may not depend on what it drew before.
+    @settings(
+        max_examples=PROBES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=[
+            HealthCheck.data_too_large,
+            HealthCheck.filter_too_much,
+            HealthCheck.nested_given,
+            HealthCheck.too_slow,
+        ],
     )
+    @given(_values_of(model))
+    def probe(given_: dict[str, Any]) -> None:
+        tried.append(given_)
+        try:
+            model.model_validate(given_)
+        except ValidationError as error:
+            refused.append(error)
+
+    probe()
+    if len(refused) * 2 > len(tried):
+        raise NoStrategy(
+            f"validators of {model.__name__} refuse {len(refused)} of {len(tried)} that were drawn "
+            f"({problems_of(refused[-1])}). Give a strategy of your own: "
+            f"attestations(…, strategies={{{model.__name__}: …}})"
+        )
 
 
 def _values_of(model: type[BaseModel]) -> SearchStrategy[dict[str, Any]]:
@@ -184,8 +222,8 @@ def _unchecked(annotation: Any, asked: _Bounds) -> SearchStrategy[Any]:  # noqa:
         parts = sorted(inner, key=lambda one: one is not types.NoneType)  # None shrinks best
         return st.one_of([_of_part(one, asked) for one in parts])
     kind = origin or annotation
-    if not isinstance(kind, type) or kind is object:
-        return JSON_VALUES if annotation in (Any, object) else st.from_type(annotation)
+    if not isinstance(kind, type) or kind in (Any, object):
+        return JSON_VALUES if kind in (Any, object) else st.from_type(annotation)
     many = _of_many(kind, inner, asked)
     return _of_one(kind, asked) if many is None else many
 
@@ -263,8 +301,12 @@ def _texts(asked: _Bounds) -> SearchStrategy[str]:
     if asked.pattern is None:
         return st.text(CHARACTERS, min_size=asked.shortest, max_size=longest)
     shortest, most = asked.shortest, asked.longest or TEXT_MAX * TEXT_MAX
-    drawn = st.from_regex(asked.pattern, alphabet=CHARACTERS)
+    drawn = st.from_regex(asked.pattern).filter(_is_text)
     return drawn.filter(lambda text: shortest <= len(text) <= most)
+
+
+def _is_text(text: str) -> bool:
+    return "\x00" not in text and not any("\ud800" <= one <= "\udfff" for one in text)
 
 
 def _decimals(asked: _Bounds) -> SearchStrategy[Decimal]:
@@ -275,7 +317,7 @@ def _decimals(asked: _Bounds) -> SearchStrategy[Decimal]:
 _OF_PYDANTIC: dict[Any, SearchStrategy[Any]] = {AwareDatetime: AWARE, NaiveDatetime: MOMENTS}
 # The first that fits: a bool is an int, and a datetime a date.
 _OF_KINDS: tuple[tuple[type, Callable[[Any, _Bounds], SearchStrategy[Any]]], ...] = (
-    (BaseModel, lambda kind, _: payloads(kind)),
+    (BaseModel, lambda kind, _: _instances(kind)),
     (Enum, lambda kind, _: st.sampled_from(list(kind))),
     (bool, lambda *_: st.booleans()),
     (int, lambda _, asked: _integers(asked)),

@@ -189,7 +189,7 @@ def cut(into: int) -> Step:
 
 def spoken(plan: Iterable[Step]) -> str:
     """Return a plan in words."""
-    return "; ".join(map(str, plan)) or "one attestation a batch"
+    return "; ".join(map(str, plan)) or "all in one batch"
 
 
 def _at_least_one(what: str, count: int) -> int:

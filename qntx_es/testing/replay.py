@@ -6,10 +6,9 @@ knows nothing of the first. Same means equal rows by table and key, typed, and e
 attestations by id; positions may well be others where a domain speaks between what is appended.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from io import BytesIO
 from threading import Event
 from typing import Any, TypeAlias
@@ -32,10 +31,8 @@ Values: TypeAlias = tuple[Any, ...]
 TableRows: TypeAlias = Mapping[str, tuple[Values, ...]]
 THEN = "qntxthen"
 ACTOR = "replay@qntx"
-
-
-class Crash(BaseException):
-    """The process ends here."""
+# All that a plan leaves over is one batch.
+REST = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +86,7 @@ def run(
 ) -> Outcome:
     """Return what came of a log that was run live by a plan.
 
-    After the plan the domain catches up, one attestation a batch. Raises `DomainRefused`.
+    What the plan leaves over is appended at its end, and is one batch. Raises `DomainRefused`.
     """
     return run_on(stage_of(domain), log, plan, on)
 
@@ -125,10 +122,12 @@ def fold_again(
         return _Fold(subject, place, outcome, is_watched=is_watched).run()
 
 
-class _Moving:
+class Moving:
     """A host over one database, moved batch by batch."""
 
-    def __init__(self, subject: Subject, domain: Domain, place: Place, *, is_watched: bool) -> None:
+    def __init__(
+        self, subject: Subject, domain: Domain, place: Place, *, is_watched: bool = False
+    ) -> None:
         self.subject = subject
         self.name = domain.name
         self.clock = Clock()
@@ -149,6 +148,20 @@ class _Moving:
             self._watched.append((min(one.position for one in moved), self.rows()))
         return moved
 
+    def offer(self, count: int, times: int) -> None:
+        """Run a batch so many times, and undo all but the last."""
+        for _ in range(times - 1):
+            with _undone():
+                self.poll(count)
+        self.poll(count)
+
+    def catch_up(self) -> None:
+        """Run batches until nothing is left and nothing follows."""
+        head = -1
+        while head != (head := self.host.log.head()):
+            while any(one.start < one.position < one.head for one in self.poll(REST)):
+                pass  # one that stands, stands for a failure that is still to be mended
+
     def rows(self) -> TableRows:
         """Return what is in the tables."""
         with self.host.database.snapshot() as connection:
@@ -161,7 +174,7 @@ class _Moving:
         self.host.close()
 
 
-class _Run(_Moving):
+class _Run(Moving):
     """One live run."""
 
     def __init__(
@@ -202,7 +215,7 @@ class _Run(_Moving):
             self._take(step)
         self._append(len(self._log))
         self._mend()
-        self._catch_up()
+        self.catch_up()
 
     def _take(self, step: Step) -> None:
         match step:
@@ -228,15 +241,15 @@ class _Run(_Moving):
 
     def _poll(self, step: Poll) -> None:
         for _ in range(step.times - 1):
-            with suppress(LeaseLost), faults.planned({"batch.before_commit": _lose}):
+            with _undone():
                 self._poll_once(step.count)
         if step.crash_at is None:
             self._poll_once(step.count)
             return
         try:
-            with faults.planned({step.crash_at: _crash}):
+            with faults.planned({step.crash_at: faults.crash()}):
                 self._poll_once(step.count)
-        except Crash:
+        except faults.Crash:
             self._restart()
 
     def _poll_once(self, count: int) -> None:
@@ -253,9 +266,9 @@ class _Run(_Moving):
 
     def _rebuild(self, step: Rebuild) -> None:
         self._mend()
-        self._catch_up()
+        self.catch_up()
         if step.crash_at is not None:
-            with suppress(Crash), faults.planned({step.crash_at: _crash}):
+            with suppress(faults.Crash), faults.planned({step.crash_at: faults.crash()}):
                 self.host.rebuild(self.name, actor=ACTOR)
             self._restart()
         found = self.host.rebuild(self.name, actor=ACTOR)
@@ -271,16 +284,10 @@ class _Run(_Moving):
         if not self.subject.failing:
             return
         with suppress(ProjectorStopped):
-            self._catch_up()
+            self.catch_up()
         self.subject.failing = frozenset()
         with suppress(NothingToRetry):
             self.host.retry(self.name, by=ACTOR)
-
-    def _catch_up(self) -> None:
-        head = -1
-        while head != (head := self.host.log.head()):
-            while any(one.start < one.position < one.head for one in self.poll(1)):
-                pass  # one that stands, stands for a failure that is still to be mended
 
     def _outcome(self, error: str | None) -> Outcome:
         ours = {one.id for one in self._log}
@@ -312,7 +319,7 @@ class _Run(_Moving):
         return found
 
 
-class _Fold(_Moving):
+class _Fold(Moving):
     """One fold of a log that is there already, and of which nothing more will be said."""
 
     def __init__(
@@ -365,10 +372,12 @@ def _bytes_of(recorded: Any) -> bytes:  # noqa: ANN401 - as the log has it
     return "\x00".join((*parts, recorded.text, tags)).encode()
 
 
-def _raise(error: type[BaseException]) -> None:
-    raise error
+@contextmanager
+def _undone() -> Iterator[None]:
+    """Let a batch be undone just before its commit, as that of a runner that was overtaken."""
+    with suppress(LeaseLost), faults.planned({"batch.before_commit": faults.fail(LeaseLost())}):
+        yield
 
 
-_crash, _lose = partial(_raise, Crash), partial(_raise, LeaseLost)
 _AT_ONCE = Event()
 _AT_ONCE.set()

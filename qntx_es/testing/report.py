@@ -5,7 +5,7 @@ Whoever reads it pastes three lines into a test and fails in the same way.
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import indent
 from typing import Any, TypeAlias
@@ -16,6 +16,7 @@ from qntx_es.errors import InconsistentReplay
 from qntx_es.testing.bench import Kind
 from qntx_es.testing.causes import REFUSED, Cause, cause_of
 from qntx_es.testing.differences import Difference, differences
+from qntx_es.testing.hashseeds import differs_by_hash_seed, parting_of
 from qntx_es.testing.plans import (
     Append,
     Cut,
@@ -48,6 +49,16 @@ def told(
     folded = fold_again(stage, planned, kind, is_watched=True)
     found = differences(stage.subject.domain, folded, planned)
     history = _history(stage.subject.domain, log, plan, kind)
+    by_hash_seed = not found and differs_by_hash_seed(stage.subject.domain, planned.exported)
+    if by_hash_seed:
+        parts = [
+            f"{stage.subject.domain.name} gives other rows under another hash seed (P9)",
+            f"The shortest log that shows it:\n{history}",
+            _parted(stage, planned),
+            _likely(stage, cause_of(stage, log, plan, kind), _handlers_at(stage, log, len(log))),
+            again,
+        ]
+        return InconsistentReplay("\n\n".join(filter(None, parts)), cause="hashseed")
     if not found and planned.error is None:
         return None
     if not found or (planned.error is not None and folded.error is not None):
@@ -115,9 +126,7 @@ def _title(plan: Sequence[Step]) -> str:
             return title
     if any(isinstance(one, Poll) and one.times > 1 for one in plan):
         return "when a batch is undone and offered again (P4)"
-    if plan:
-        return "in other batches (P2)"
-    return "when the same log is folded again (P1)"
+    return "in other batches (P2)"
 
 
 # The history, as Python.
@@ -198,6 +207,24 @@ def _line(what: str, folded: str, planned: str) -> str:
     if max(len(folded), len(planned)) > WIDTH_MAX:
         return f"{what}\n    {folded}\n    {planned}"
     return f"{what:<36} {folded:>14} {planned:>14}"
+
+
+def _parted(stage: Stage, planned: Outcome) -> str:
+    """Say where interpreters part, and what each of them has there."""
+    parting = parting_of(stage.subject.domain, planned.exported)
+    if parting is None:
+        return ""
+    lines = [f"first at position {parting.position}"]
+    for name in parting.tables:
+        rows = {seed: replay.rows[name] for seed, replay in parting.replays.items()}
+        lines.append(name)
+        lines += [f"  hash seed {seed}: {_differing(rows, seed)}" for seed in rows]
+    return "\n".join(lines)
+
+
+def _differing(rows: Mapping[int, Sequence[Mapping[str, str]]], seed: int) -> str:
+    told = [row for row in rows[seed] if any(row not in others for others in rows.values())]
+    return "; ".join(", ".join(f"{name}={value}" for name, value in row.items()) for row in told)
 
 
 def _first_position(folded: Outcome, planned: Outcome) -> int | None:
