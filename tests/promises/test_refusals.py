@@ -131,6 +131,7 @@ def test_a_bad_append_is_refused_by_name_and_leaves_nothing(
     """
     make, error = REFUSED[name]
     before = written(host)
+    record_property("qntx.refused", 1)
 
     def append(session: Connection | None = None) -> None:
         made = make()
@@ -183,6 +184,7 @@ def test_a_bad_name_is_refused_wherever_it_stands(
 ) -> None:
     """Empty, too long, with control characters or no text at all: `InvalidId`, and no row."""
     before = written(host)
+    record_property("qntx.refused", len(BAD_NAMES))
 
     for name in BAD_NAMES.values():
         with pytest.raises(InvalidId):
