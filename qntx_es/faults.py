@@ -253,10 +253,11 @@ def tally() -> Tally:
     return _kept.tally
 
 
-def read_tally(file: Path) -> Tally:
-    """Return what all processes have added to a file; `planned` and states at least once."""
+def read_tally(*files: Path) -> Tally:
+    """Return what processes have added to files; what was planned and met at least once."""
     found = Tally()
-    for line in file.read_text(encoding="utf-8").splitlines():
-        what, _, name = line.partition(" ")
-        getattr(found, what)[name] += 1
+    for file in files:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            what, _, name = line.partition(" ")
+            getattr(found, what)[name] += 1
     return found

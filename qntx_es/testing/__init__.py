@@ -28,13 +28,17 @@ from qntx_es.testing.report import replay
 from qntx_es.testing.scenario import Scenario, scenario
 
 if TYPE_CHECKING:
+    from qntx_es.recorders.exercise import exercise_recorders
     from qntx_es.testing.checks import replay_consistency
+    from qntx_es.testing.log_exercise import exercise_log
     from qntx_es.testing.strategies import attestations, from_log
 
-_DRAWING = {
-    "attestations": "strategies",
-    "from_log": "strategies",
-    "replay_consistency": "checks",
+_LATER = {
+    "exercise_log": "testing.log_exercise",
+    "exercise_recorders": "recorders.exercise",
+    "attestations": "testing.strategies",
+    "from_log": "testing.strategies",
+    "replay_consistency": "testing.checks",
 }
 
 __all__ = [
@@ -49,6 +53,8 @@ __all__ = [
     "append",
     "attestations",
     "cut",
+    "exercise_log",
+    "exercise_recorders",
     "fail",
     "fold",
     "from_log",
@@ -66,12 +72,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever is drawn with
-    if name not in _DRAWING:
+    if name not in _LATER:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
     try:
-        return getattr(import_module(f"{__name__}.{_DRAWING[name]}"), name)
+        return getattr(import_module(f"qntx_es.{_LATER[name]}"), name)
     except ModuleNotFoundError as error:
-        if error.name != "hypothesis":
+        if error.name not in ("hypothesis", "pytest"):
             raise
         raise MissingExtra("testing") from error
