@@ -42,7 +42,7 @@ from qntx_es.testing.replay import Stage, fold_of, run_on, stage_of
 from qntx_es.testing.report import again_by, told
 from qntx_es.testing.strategies import Histories
 
-EXAMPLES = 25
+EXAMPLES, FEW = 25, 5
 BATCH_MAX = 5
 STEPS_MAX = 4
 RANGES_MAX = 3
@@ -120,7 +120,7 @@ def _check(  # noqa: PLR0913, PLR0917 - the parts of a test
     for payload in _unreached(stage, contexts) if histories is None else ():
         # By chance alone nobody spoke of it: a few examples that do.
         begun = strategies.attestations(domain, starts_with=payload, entities=1)
-        few = settings(asked, max_examples=min(asked.max_examples, 5))
+        few = settings(asked, max_examples=FEW)
         _try(stage, checks, kind, begun, few, contexts, None)
     missing = _handlers_unreached(stage, contexts)
     if missing:
