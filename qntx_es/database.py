@@ -40,6 +40,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from qntx_es import faults
 from qntx_es.ax import holds_of_text
 from qntx_es.calls import Calls, Given, Value
 from qntx_es.errors import (
@@ -194,7 +195,8 @@ class Database:
         if not self.is_sqlite:
             with self.named_errors(), self.engine.begin() as connection:
                 self._begin_bounded(connection)
-                yield connection
+                with _closed_by_a_crash(connection):
+                    yield connection
             return
         # Threads of one process queue here, where waiting is fair; processes wait in SQLite.
         if not self._writer.acquire(timeout=self.timeout_seconds):
@@ -203,7 +205,7 @@ class Database:
             with self.named_errors(), self.engine.connect() as connection:
                 connection.execution_options(**{WRITE: True})
                 self._let_wal_grow(connection)
-                with connection.begin():
+                with connection.begin(), _closed_by_a_crash(connection):
                     yield connection
         finally:
             self._writer.release()
@@ -451,6 +453,16 @@ class Database:
         if code in SQLITE_TROUBLE:
             return DatabaseUnavailable(f"{self.name} cannot be used: {text}")
         return None
+
+
+@contextmanager
+def _closed_by_a_crash(connection: Connection) -> Iterator[None]:
+    """Leave it to the database to undo what a crash cut off, as it is when a process ends."""
+    try:
+        yield
+    except faults.Crash:
+        connection.invalidate()
+        raise
 
 
 def _forget(of: "ref[Database]") -> None:

@@ -482,6 +482,24 @@ class GiveUp(QntxError):
     """Raised by a job handler: a further attempt cannot help."""
 
 
+# The kit that proves domains.
+
+
+class InconsistentReplay(QntxError):
+    """The same log gave other rows, or derived otherwise, under a plan that must not show.
+
+    `cause` is what made the difference when it was tried alone: `clock`, `restart`, `batch`, ….
+    """
+
+    def __init__(self, message: str | None = None, *, cause: str | None = None) -> None:
+        self.cause = cause
+        super().__init__(message)
+
+
+class NoStrategy(QntxError):
+    """No attestations can be drawn for this. Give your own: `attestations(…, strategies={…})`."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """End a message with the nearest known name, or with all of them where none is near."""
     names = sorted(set(known))

@@ -267,7 +267,7 @@ class Sequencer:
         """
         with self._database.write() as connection:
             if not self._database.is_sqlite:
-                connection.execute(lock(), {"timeout": self._timeout})
+                self._take_lock(connection)
                 connection.execute(be_patient())
             yield connection
             faults.point("import.before_commit")
@@ -287,6 +287,7 @@ class Sequencer:
             return
         ids = [attestation.id for attestation in attestations]
         fresh = _unknown(attestations, known_by_id(connection, ids))
+        faults.point("append.before_inbox")
         while fresh:
             # A twin in flight is waited for, and then compared with: it is in the inbox, by now in
             # the log, or was set aside with the rest of its append, and its place is free again.
@@ -294,6 +295,7 @@ class Sequencer:
             left = [one for one in fresh if one.id not in dropped]
             met = {row.id: row for row in connection.execute(waiting_of(), {"ids": ids})}
             fresh = _unknown(left, met | known_by_id(connection, ids))
+        faults.point("append.after_inbox")
 
     def run_pass(self) -> None:
         """Give positions to all that waits in the inbox; on SQLite nothing does."""
@@ -410,10 +412,9 @@ class Sequencer:
 
     def _append_if_free(self, attestations: Sequence[Attestation]) -> list[Receipt] | None:
         with self._database.write() as connection:
-            if not connection.execute(try_lock()).scalar_one():
+            if not _is_locked(connection):
                 self._drop_whole(connection, attestations)
                 return None
-            faults.point("pass.after_lock")
             head, now = self._empty_inbox(connection)
             receipts = self._sequence(connection, attestations, head, now)
             faults.point("append.before_commit")
@@ -428,8 +429,10 @@ class Sequencer:
         What the log has by now, the pass compares.
         """
         fresh = _unknown(attestations, {})
+        faults.point("append.before_inbox")
         if len(insert_into_inbox(connection, fresh, whole=True)) < len(fresh):
             raise _TwinWaits
+        faults.point("append.after_inbox")
 
     def _receipts_of_dropped(self, attestations: Sequence[Attestation]) -> list[Receipt]:
         """Join the pass after the one that runs: group commit, across threads and hosts."""
@@ -446,7 +449,7 @@ class Sequencer:
     def _wait_for(self, ids: list[str]) -> dict[str, Any]:
         """Return the rows of what was in the inbox, once a pass, maybe this one, took it out."""
         with self._database.write() as connection:
-            connection.execute(lock(), {"timeout": self._timeout})
+            self._take_lock(connection)
             self._empty_inbox(connection)
             found = known_by_id(connection, ids)
         self.look_again()
@@ -476,7 +479,7 @@ class Sequencer:
         if pass_if_free(self._database, self._inline_contexts):
             return True
         with self._database.write() as connection:
-            if not connection.execute(try_lock()).scalar_one():
+            if not _is_locked(connection):
                 return True
             self._empty_inbox(connection)
         return False
@@ -511,13 +514,17 @@ class Sequencer:
                 head, now = self.look(connection)
             else:
                 # Its own statement: together with the head, two passes would share a position.
-                connection.execute(lock(), {"timeout": self._timeout})
-                faults.point("pass.after_lock")
+                self._take_lock(connection)
                 head, now = self._empty_inbox(connection)
             yield connection, head, now
             faults.point("pass.before_commit")
         faults.point("pass.after_commit")
         self.look_again()
+
+    def _take_lock(self, connection: Connection) -> None:
+        faults.point("pass.before_lock")
+        connection.execute(lock(), {"timeout": self._timeout})
+        faults.point("pass.after_lock")
 
     def look(self, connection: Connection) -> tuple[Head, int]:
         """Return the head, and now: the database's clock, or the head's time if that is later."""
@@ -534,6 +541,7 @@ class Sequencer:
             if waits.has_twins:
                 refused += set_aside(connection, waits)
                 continue
+            faults.point("pass.before_move")
             head = Head(head.position + move(connection, waits, head.position, now), now)
             self._project_inline(connection, set(waits.contexts), head.position)
             if waits.settled is not None:
@@ -568,6 +576,15 @@ class Sequencer:
         if self.inline is not None and not contexts.isdisjoint(self.inline.contexts):
             faults.point("pass.before_inline")
             self.inline(connection, head)
+
+
+def _is_locked(connection: Connection) -> bool:
+    """Tell whether the lock was free, and is ours now."""
+    faults.point("pass.before_lock")
+    is_ours = bool(connection.execute(try_lock()).scalar_one())
+    if is_ours:
+        faults.point("pass.after_lock")
+    return is_ours
 
 
 def _nobody_waits(_: Grown) -> None:

@@ -15,11 +15,10 @@ from hypothesis import settings
 
 from qntx_es.testing import PostgresServer
 
-# A deadline measures the machine, not the property: a slow one would fail what is right.
-settings.register_profile("qntx", deadline=None)
-settings.register_profile("qntx-ci", deadline=None, derandomize=True, max_examples=50)
-settings.register_profile("qntx-nightly", deadline=None, max_examples=2_000, print_blob=True)
-settings.load_profile("qntx-ci" if os.environ.get("CI") else "qntx")
+# The kit's profiles, and of them what a suite of ten minutes has the time for.
+settings.register_profile("suite", settings.get_profile("qntx-fast"), max_examples=100)
+settings.register_profile("suite-ci", settings.get_profile("qntx-ci"), max_examples=50)
+settings.load_profile("suite-ci" if os.environ.get("CI") else "suite")
 
 # What is provoked, and what must hold then: test_every_name_is_held sees to it that it is tried.
 NAMES = {
@@ -84,10 +83,9 @@ def names() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    """Start the one server of this run when the first test asks for it."""
-    with PostgresServer.start() as server:
-        yield server
+def postgres_server(qntx_postgres_server: PostgresServer) -> PostgresServer:
+    """Take the one server of this run, started when the first test asks for it."""
+    return qntx_postgres_server
 
 
 @pytest.fixture

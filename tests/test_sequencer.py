@@ -24,6 +24,7 @@ from qntx_es import (
     faults,
 )
 from qntx_es.database import Database
+from qntx_es.faults import Crash, crash
 from qntx_es.inbox import PASS_ROWS_MAX
 from qntx_es.log import Log
 from qntx_es.sequencer import Sequencer
@@ -463,11 +464,7 @@ def waits_at_the_gate(pg: Opened) -> bool:
 @pytest.mark.holes
 def test_an_append_that_fails_at_its_commit_leaves_no_hole(on: Opened) -> None:
     """A crash before the commit leaves neither rows nor a gap in the numbers."""
-
-    def crash() -> None:
-        raise LookupError
-
-    with faults.planned({"append.before_commit": crash}), pytest.raises(LookupError):
+    with faults.planned({"append.before_commit": crash()}), pytest.raises(Crash):
         on.log.append([said(), said()])
 
     assert on.log.append(said("next")).position == 1
@@ -477,12 +474,8 @@ def test_an_append_that_fails_at_its_commit_leaves_no_hole(on: Opened) -> None:
 @pytest.mark.same_id
 def test_an_append_whose_answer_was_lost_can_be_sent_again(on: Opened) -> None:
     """After a crash behind the commit the same append gives the first receipts."""
-
-    def crash() -> None:
-        raise LookupError
-
     many = [said("a", id="a"), said("b", id="b")]
-    with faults.planned({"append.after_commit": crash}), pytest.raises(LookupError):
+    with faults.planned({"append.after_commit": crash()}), pytest.raises(Crash):
         on.log.append(many)
 
     assert [receipt.position for receipt in on.log.append(many)] == [1, 2]

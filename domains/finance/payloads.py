@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 from qntx_es import Payload
 
 COUNT_MAX = 2**53 - 1
+AMOUNT_MAX = 2**63 - 1
 COMPLEXITY_MAX = 1e9
 # A commit from outside these years says nothing about when.
 YEAR_MIN, YEAR_MAX = 1900, 2200
@@ -24,6 +25,8 @@ def _plausible(moment: datetime | None) -> datetime | None:
 
 
 Count: TypeAlias = Annotated[int, Field(ge=0, le=COUNT_MAX)]
+# What is worth more per line than one: as large as a column holds.
+Amount: TypeAlias = Annotated[int, Field(ge=0, le=AMOUNT_MAX)]
 Moment: TypeAlias = Annotated[datetime | None, AfterValidator(_plausible)]
 
 
@@ -62,6 +65,6 @@ class RepositoryValued(Payload, context="repository_valued"):
 
     model: str
     loc: Count
-    person_months_hundredths: Count
-    schedule_months_hundredths: Count
-    cost_euro: Count
+    person_months_hundredths: Amount
+    schedule_months_hundredths: Amount
+    cost_euro: Amount

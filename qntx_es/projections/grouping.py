@@ -73,7 +73,8 @@ class Grouping:
         # What is counted is not looked at.
         self._counts = {name for name, (verb, _) in fold.measures.items() if verb == "count"}
         # A payload that a fold does not look at is held against nothing, as in Python.
-        self._root = (fold.fields and plain(fold.read_as)) or Plain("object")
+        root = plain(fold.read_as) if fold.fields else None
+        self._root = root or Plain("object")
         self._rows = on.rows(fold.payload.context, self._root.fields)
 
     def upsert(self) -> postgresql.Insert | sqlite.Insert:

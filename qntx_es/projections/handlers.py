@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qntx_es import faults
 from qntx_es.attestation import (
     Attestation,
     Payload,
@@ -132,6 +133,7 @@ class Handlers:
                     recorded = (Recorded(row, plan.decode),)
                 else:
                     recorded = plan.recorded(row)
+                faults.point("batch.in_handler")
                 for which, name, project in plan.projects:
                     in_hand.handler = name
                     project(recorded[which], rows)

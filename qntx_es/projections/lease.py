@@ -24,6 +24,7 @@ from sqlalchemy import Connection, delete, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
+from qntx_es import faults
 from qntx_es.config import somebody
 from qntx_es.database import Database
 from qntx_es.errors import QntxError
@@ -103,6 +104,7 @@ class Leases:
 
     def take(self, connection: Connection, name: str) -> bool:
         """Take a lease, in a transaction whose end is to be told by `keep`."""
+        faults.point("lease.before_take")
         now = self._database.now(connection)
         microseconds = round(self.seconds * 1_000_000)
         return take_lease(connection, name, self.holder, now=now, microseconds=microseconds)
@@ -156,6 +158,7 @@ class Leases:
         if not held:
             return
         since = monotonic()
+        faults.point("lease.before_renew")
         with self._database.write() as connection:
             until = self._database.now(connection) + round(self.seconds * 1_000_000)
             ours = leases.c.name.in_(held), leases.c.holder == self.holder

@@ -164,6 +164,7 @@ class Worker:
     def _start(self, slots: int) -> list[Receipt]:
         if slots < 1 or not self._handlers or not self._is_anything_due():
             return []
+        faults.point("job.before_start")
         started = self._log.decide(lambda turn: self._starts(turn, slots))
         faults.point("job.after_start")
         return started

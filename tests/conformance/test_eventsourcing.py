@@ -12,7 +12,6 @@ from unittest import TestCase
 from uuid import uuid4
 
 import pytest
-from eventsourcing.dcb import tests as dcb_cases
 from eventsourcing.persistence import InfrastructureFactory, Tracking
 from eventsourcing.tests import application as application_cases
 from eventsourcing.tests import persistence as cases
@@ -25,11 +24,12 @@ from qntx_es.recorders import (
     JSONMapper,
     LogAggregateRecorder,
     LogApplicationRecorder,
-    LogDCBRecorder,
     LogProcessRecorder,
     LogTrackingRecorder,
 )
 from qntx_es.recorders.desk import Desk
+
+pytestmark = pytest.mark.usefixtures("recorders_by_environment")
 
 MESSAGE_PACK = "eventsourcing.dcb.msgpack:MessagePackMapper"
 
@@ -62,84 +62,22 @@ def join_all(others: list[threading.Thread]) -> None:
 
 
 @on_every_database
-class Aggregates(cases.AggregateRecorderTestCase):
-    """Snapshots are kept."""
-
-    def create_recorder(self) -> LogAggregateRecorder:
-        """Make the recorder under test."""
-        return factory_for(self).aggregate_recorder()
-
-
-@on_every_database
-class Applications(cases.ApplicationRecorderTestCase[LogApplicationRecorder]):
-    """Aggregates are recorded, and notified in order."""
-
-    def create_recorder(self) -> LogApplicationRecorder:
-        """Make the recorder under test."""
-        return factory_for(self).application_recorder()
-
-    def test_insert_subscribe(self) -> None:
-        """A subscription yields what is there and what comes, until it is stopped."""
-        self.optional_test_insert_subscribe()
-
-
-@on_every_database
-class ApplicationsWithTextIds(Applications):
+class ApplicationsWithTextIds(cases.ApplicationRecorderTestCase[LogApplicationRecorder]):
     """Ids may be texts, even such as read as a UUID."""
 
     def create_recorder(self) -> LogApplicationRecorder:
         """Make the recorder under test."""
         os.environ["ORIGINATOR_ID_TYPE"] = "text"
         self.addCleanup(os.environ.pop, "ORIGINATOR_ID_TYPE")
-        return super().create_recorder()
+        return factory_for(self).application_recorder()
 
     def new_originator_id(self) -> str:
         """Name an aggregate."""
         return str(uuid4())
 
-
-@on_every_database
-class NonInterleaving(cases.NonInterleavingNotificationIDsBaseCase):
-    """Of two large inserts at once, one is before the other."""
-
-    def create_recorder(self) -> LogApplicationRecorder:
-        """Make the recorder under test."""
-        return factory_for(self).application_recorder()
-
-
-@on_every_database
-class TrackingRecorders(cases.TrackingRecorderTestCase):
-    """Tracking goes forward only."""
-
-    def create_recorder(self) -> LogTrackingRecorder:
-        """Make the recorder under test."""
-        return factory_for(self).tracking_recorder()
-
-
-@on_every_database
-class ProcessRecorders(cases.ProcessRecorderTestCase):
-    """What follows from something is recorded with its tracking, or not at all."""
-
-    def create_recorder(self) -> LogProcessRecorder:
-        """Make the recorder under test."""
-        return factory_for(self).process_recorder()
-
-
-@on_every_database
-class Decisions(dcb_cases.DCBRecorderTestCase):
-    """Decisions are found by types and tags, and refused by conditions."""
-
-    def create_recorder(self) -> LogDCBRecorder:
-        """Make the recorder under test."""
-        return factory_for(self).dcb_recorder()
-
-    def test_append_read(self) -> None:
-        """What is appended is read, and conditions are kept."""
-        self._test_append_read(self.create_recorder())
-
-    def test_append_subscribe(self) -> None:
-        """A subscription blocks, and wakes when something is appended."""
-        self._test_append_subscribe(self.create_recorder())
+    def test_insert_subscribe(self) -> None:
+        """A subscription yields what is there and what comes, until it is stopped."""
+        self.optional_test_insert_subscribe()
 
 
 class OtherTracking(LogTrackingRecorder):

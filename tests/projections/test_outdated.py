@@ -18,6 +18,7 @@ from qntx_es import (
     Rows,
     faults,
 )
+from qntx_es.faults import Gate, stall
 from qntx_es.projections import outdated
 from qntx_es.projections.status import ProjectorStatus
 
@@ -119,18 +120,13 @@ def test_of_several_hosts_one_rebuilds(host_of: HostOf, caplog: pytest.LogCaptur
     """The others find it at work, stand by, and go on with what it made."""
     old_host(host_of)
     hosts = [host_of(make(2)) for _ in range(2)]
-    is_held, go_on = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        is_held.set()
-        go_on.wait(BOUND)
-
+    gate = Gate(seconds_max=BOUND)
     caplog.set_level(logging.INFO, logger=outdated.__name__)
-    with faults.planned({"rebuild.after_fill": hold}), hosts[0].running():
-        assert is_held.wait(BOUND)
+    with faults.planned({"rebuild.after_fill": stall(gate)}), hosts[0].running():
+        gate.wait()
         with hosts[1].running():
             assert wait_until(lambda: "are held by" in caplog.text)
-            go_on.set()
+            gate.open()
             assert wait_until(lambda: status(hosts[1]).version == 2)
             append(hosts[1], 1)
             hosts[1].wait_for(hosts[1].log.head(), "ledger", BOUND)

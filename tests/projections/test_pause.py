@@ -18,6 +18,7 @@ from qntx_es import (
     UnknownDomain,
     faults,
 )
+from qntx_es.faults import Action
 
 BOUND = 20.0
 HostOf = Callable[..., Host]
@@ -162,14 +163,8 @@ def test_a_batch_in_hand_is_undone_by_a_pause(host_of: HostOf, point: str) -> No
     domain = make()
     host, other = host_of(domain), host_of(domain)
     append(host)
-    paused: list[str] = []
 
-    def pause() -> None:
-        if not paused:
-            paused.append("now")
-            other.pause("ledger")
-
-    with faults.planned({point: pause}):
+    with faults.planned({point: Action(lambda: other.pause("ledger"))}):
         host.catch_up()
 
     assert (counted(host, domain), state_of(host)) == (0, "paused")

@@ -25,6 +25,7 @@ from qntx_es import (
     WaitTimeout,
     faults,
 )
+from qntx_es.faults import Crash, crash
 from qntx_es.tables import cursors, inbox
 
 BOUND = 20.0
@@ -46,10 +47,6 @@ class Kind(StrEnum):
 
     NEAR = "near"
     FAR = "far"
-
-
-class Crash(BaseException):
-    """The end of a process, as far as a test in one process can have it."""
 
 
 def make(name: str = "ledger") -> Domain:
@@ -181,10 +178,7 @@ def test_what_a_dead_host_left_in_the_inbox_enters_without_another_append(
     host.upgrade()
     host.append(moves(2))
 
-    def crash() -> None:
-        raise Crash
-
-    with faults.planned({"batch.after_commit": crash}), pytest.raises(Crash):
+    with faults.planned({"batch.after_commit": crash()}), pytest.raises(Crash):
         host.catch_up()
     with host.database.read() as connection:
         assert connection.execute(select(inbox.c.id)).all()

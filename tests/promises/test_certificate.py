@@ -24,6 +24,7 @@ from qntx_es import (
 )
 from qntx_es import log as log_module
 from qntx_es.digests import DigestChain
+from qntx_es.faults import Crash, crash
 from qntx_es.projections.fingerprint import fingerprint
 from qntx_es.projections.touches import Touch
 from qntx_es.tables import cursors, digests
@@ -51,10 +52,6 @@ UNGUARDED = {
     "sqlite": "DROP TRIGGER qntx_attestations_no_update",
     "postgresql": "ALTER TABLE qntx_attestations DISABLE TRIGGER ALL",
 }
-
-
-class Crash(BaseException):
-    """What no handler of errors in the code may catch."""
 
 
 class Sold(Payload, context="sold"):
@@ -177,16 +174,12 @@ def test_the_log_speaks_of_the_certificate_of_a_verify(host: Host) -> None:
 
 def test_swap_and_attestation_are_one(host: Host) -> None:
     """A crash just before the commit leaves neither, one just after it leaves both."""
-
-    def crash() -> None:
-        raise Crash
-
-    with faults.planned({"rebuild.before_commit": crash}), pytest.raises(Crash):
+    with faults.planned({"rebuild.before_commit": crash()}), pytest.raises(Crash):
         host.rebuild("till")
     assert host.latest("qntx.rebuilt", "till") is None
     assert generation_of(host) == 1
 
-    with faults.planned({"rebuild.after_commit": crash}), pytest.raises(Crash):
+    with faults.planned({"rebuild.after_commit": crash()}), pytest.raises(Crash):
         host.rebuild("till")
     host.catch_up()
     assert host.latest("qntx.rebuilt", "till") is not None

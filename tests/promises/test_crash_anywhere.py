@@ -1,5 +1,6 @@
 """A crash at any named point, and a fresh host after it, is as if nothing had happened."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from datetime import timedelta
@@ -22,31 +23,49 @@ from qntx_es import (
     Recorded,
     Rows,
     ServiceRegistry,
+    Settings,
     faults,
 )
 from qntx_es.digests import EMPTY
 from qntx_es.domain import OnFailure
+from qntx_es.errors import DatabaseUnavailable
+from qntx_es.faults import Crash, crash, fail
 from qntx_es.tables import cursors, inbox
 
 SECOND = 1_000_000_000
 HOUR = 3_600 * SECOND
 MOVES = 12
 SIZE = 4
+SECONDS_MAX = 30
 # On SQLite positions are given with the append, so there is no pass to crash in.
-PASS_ONLY = {"pass.after_lock", "pass.before_commit", "pass.after_commit"}
+PASS_ONLY = {
+    "append.before_inbox",
+    "append.after_inbox",
+    "pass.before_lock",
+    "pass.after_lock",
+    "pass.before_move",
+    "pass.before_commit",
+    "pass.after_commit",
+}
+INBOX = ["append.before_inbox", "append.after_inbox", "pass.before_move"]
 PASSED_BY_CATCH_UP = [point for point in faults.POINTS if point.startswith(("pass.", "batch."))]
 PASSED_BY_BATCHES = [point for point in faults.POINTS if point.startswith("batch.")]
 DECISIONS = [("park", "qntx.parked", 1), ("skip", "qntx.skipped", 4)]
-PASSED_BY_APPEND = [point for point in faults.POINTS if point.startswith(("append.", "pass."))]
+PASSED_BY_APPEND = [
+    point
+    for point in faults.POINTS
+    if point.startswith(("append.", "pass.")) and point not in INBOX
+]
+PASSED_BY_CALLERS = [*INBOX, "pass.before_lock", "pass.after_lock", "pass.before_commit"]
 PASSED_BY_IMPORT = [point for point in faults.POINTS if point.startswith("import.")]
 PASSED_BY_REBUILD = [point for point in faults.POINTS if point.startswith("rebuild.")]
 PASSED_BY_JOBS = [
-    point for point in faults.POINTS if point.startswith(("append.", "job.", "schedule."))
+    point
+    for point in faults.POINTS
+    if point.startswith(("append.", "job.", "schedule.")) and point not in INBOX
 ]
-
-
-class Crash(BaseException):
-    """The end of a process, as far as a test in one process can have it."""
+PASSED_BY_LEASES = [point for point in faults.POINTS if point.startswith("lease.")]
+PASSED_BY_UPGRADE = [point for point in faults.POINTS if point.startswith("upgrade.")]
 
 
 class Moved(Payload, context="moved"):
@@ -145,19 +164,6 @@ def moves(turn: object) -> list[Attestation]:
     ]
 
 
-def crash_at(point: str, nth: int) -> dict[str, Callable[[], None]]:
-    """Return a plan that crashes the n-th time a point is passed."""
-    seen = 0
-
-    def crash() -> None:
-        nonlocal seen
-        seen += 1
-        if seen == nth:
-            raise Crash
-
-    return {point: crash}
-
-
 def rows_of(host: Host) -> dict[str, list[tuple[Any, ...]]]:
     """Return every row of both domains."""
     with host.database.read() as connection:
@@ -214,7 +220,7 @@ def test_a_catch_up_that_crashes_is_continued(url: str, undisturbed: Host) -> No
             undisturbed.catch_up()
             host = host_on(url)
             host.append(moves(turn))
-            with faults.planned(crash_at(point, nth)), suppress(Crash):
+            with faults.planned({point: crash(nth=nth)}), suppress(Crash):
                 host.catch_up()
                 assert nth > 1  # until it passes untouched
             host.close()
@@ -240,7 +246,7 @@ def test_a_decision_that_crashes_is_taken_once(
         for nth in (1, 2) if on_failure == "park" else (1,):
             host = failing_host(url, on_failure, {"account 1"})
             host.append(moves(f"{point} {nth}"))
-            with faults.planned(crash_at(point, nth)), suppress(Crash):
+            with faults.planned({point: crash(nth=nth)}), suppress(Crash):
                 host.catch_up()
             host.close()
 
@@ -269,7 +275,7 @@ def test_a_retry_that_crashes_is_met_again(url: str) -> None:
         host.catch_up()
         host.close()
         host = failing_host(url, "park", set())
-        with faults.planned(crash_at(point, 1)), suppress(Crash):
+        with faults.planned({point: crash()}), suppress(Crash):
             host.retry("careful")
         host.close()
 
@@ -314,7 +320,7 @@ def test_an_append_that_crashes_is_all_or_nothing(url: str, undisturbed: Host) -
         undisturbed.append(moves(point))
         undisturbed.catch_up()
         host = host_on(url)
-        with faults.planned(crash_at(point, 1)), suppress(Crash):
+        with faults.planned({point: crash()}), suppress(Crash):
             host.append(moves(point))
             # A pass follows an append only where another one was in its way.
             assert point in {"pass.before_commit", "pass.after_commit"}
@@ -330,6 +336,35 @@ def test_an_append_that_crashes_is_all_or_nothing(url: str, undisturbed: Host) -
         fresh.close()
 
 
+def test_what_a_caller_appends_crashes_with_him_or_not_at_all(
+    postgres_url: str, undisturbed: Host
+) -> None:
+    """Wherever an append in a caller's transaction crashes, said again it is there once."""
+    for point in PASSED_BY_CALLERS:
+        undisturbed.append(moves(point))
+        undisturbed.catch_up()
+        host = host_on(postgres_url)
+        with faults.planned({point: crash()}), pytest.raises(Crash):
+            append_as_a_caller(host, moves(point))
+        host.close()
+
+        fresh = host_on(postgres_url)
+        fresh.append(moves(point))
+        fresh.catch_up()
+
+        assert rows_of(fresh) == rows_of(undisturbed), point
+        assert said(fresh) == said(undisturbed), point
+        assert_in_order(fresh)
+        fresh.close()
+
+
+def append_as_a_caller(host: Host, said: list[Attestation]) -> None:
+    """Append in a transaction of our own, and let the domains follow."""
+    with host.database.engine.begin() as connection:
+        host.append(said, session=connection)
+    host.catch_up()
+
+
 @pytest.mark.rebuild_killed
 def test_a_rebuild_that_crashes_leaves_live_and_can_be_run_again(
     url: str, undisturbed: Host
@@ -343,7 +378,7 @@ def test_a_rebuild_that_crashes_leaves_live_and_can_be_run_again(
         undisturbed.append(turns[0])
         undisturbed.catch_up()
         for name in ("ledger", "mirror"):
-            with faults.planned(crash_at(point, 1)), pytest.raises(Crash):
+            with faults.planned({point: crash()}), pytest.raises(Crash):
                 host.rebuild(name)
         host.close()
 
@@ -374,7 +409,7 @@ def test_jobs_and_schedules_that_crash_are_continued(url: str) -> None:
     host.append(moves("jobs")[:4])
     host.catch_up(jobs=True)
     for point in PASSED_BY_JOBS:
-        with faults.planned(crash_at(point, 1)), suppress(Crash):
+        with faults.planned({point: crash()}), suppress(Crash):
             host.append([work.request(entity="one"), work.request(entity="two")])
             clock.nanoseconds += HOUR
             host.catch_up(jobs=True)
@@ -407,7 +442,7 @@ def test_an_import_that_crashes_was_none_or_all(url: str) -> None:
     for point in PASSED_BY_IMPORT:
         host = host_on(url)
         file.seek(0)
-        with faults.planned(crash_at(point, 1)), pytest.raises(Crash):
+        with faults.planned({point: crash()}), pytest.raises(Crash):
             host.import_log(file)
         host.close()
 
@@ -415,14 +450,52 @@ def test_an_import_that_crashes_was_none_or_all(url: str) -> None:
             assert fresh.log.digest() == (whole if point == "import.after_commit" else EMPTY)
 
 
+@pytest.mark.leases
+def test_a_lease_that_is_in_trouble_is_taken_and_renewed_again(url: str) -> None:
+    """Trouble with taking or renewing a lease is waited out, and its projector goes on."""
+    trouble = {point: fail(DatabaseUnavailable()) for point in PASSED_BY_LEASES}
+    before = faults.tally().fired.copy()
+    with closing(Host(url, [ledger, live], settings=Settings(lease_seconds=0.5))) as host:
+        host.upgrade()
+        with faults.planned(trouble), host.running():
+            wait_until(lambda: all(faults.tally().fired[one] > before[one] for one in trouble))
+            host.append(moves("leases"))
+            host.wait_for(MOVES, "ledger")
+
+        assert {one.state for one in host.statuses()} == {"live", "inline"}
+
+
+def test_an_upgrade_that_crashes_has_made_nothing(url: str) -> None:
+    """An upgrade cut off in a revision leaves no table, and the next one makes them all."""
+    for point in PASSED_BY_UPGRADE:
+        with closing(Host(url)) as host:
+            with faults.planned({point: crash()}), pytest.raises(Crash):
+                host.upgrade()
+
+            assert host.database.revision() is None
+        with closing(host_on(url)) as fresh:
+            assert fresh.append(moves("upgrade"))[-1].position == MOVES
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Return when the condition holds; fail if it does not in time."""
+    deadline = time.monotonic() + SECONDS_MAX
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
 def test_every_point_is_passed_by_some_test() -> None:
     """No fault point stands in the code without a crash in it here."""
     passed = {
         *PASSED_BY_CATCH_UP,
         *PASSED_BY_APPEND,
+        *PASSED_BY_CALLERS,
         *PASSED_BY_IMPORT,
         *PASSED_BY_REBUILD,
         *PASSED_BY_JOBS,
+        *PASSED_BY_LEASES,
+        *PASSED_BY_UPGRADE,
     }
 
     assert passed == set(faults.POINTS)

@@ -23,6 +23,7 @@ from qntx_es import (
 )
 from qntx_es.attestation import derived_id
 from qntx_es.domain import OnFailure
+from qntx_es.faults import Action
 from qntx_es.tables import cursors
 
 BOUND = 60
@@ -227,15 +228,9 @@ def test_whoever_is_overtaken_undoes_its_batch(host_of: HostOf, point: str) -> N
     """A batch that another host overtakes at any point leaves nothing, and is read again."""
     slow, fast = host_of(make_ledger(), size=50), host_of(make_ledger(), size=30)
     slow.append(moves(make_ledger()))
-    overtaken: list[None] = []
-
-    def overtake() -> None:
-        if not overtaken:
-            overtaken.append(None)
-            fast.catch_up()
 
     batches = slow._projectors["ledger"].runners[0].batches  # noqa: SLF001 - one batch, and no second try
-    with faults.planned({point: overtake}), pytest.raises(LeaseLost):
+    with faults.planned({point: Action(fast.catch_up)}), pytest.raises(LeaseLost):
         batches.step(50)
 
     slow.catch_up()

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Column, Integer, String, event, select
 
 from qntx_es import Attestation, Domain, Host, Payload, ReadRows, Recorded, Rows, faults
+from qntx_es.faults import Crash
 from qntx_es.tables import cursors
 
 MOVES = 4
@@ -22,10 +23,6 @@ class Moved(Payload, context="moved"):
 
 class Echoed(Payload, context="echoed"):
     """It was heard."""
-
-
-class Crash(BaseException):
-    """The end of a process, as far as a test in one process can have it."""
 
 
 def make() -> Domain:

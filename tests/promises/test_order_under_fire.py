@@ -172,11 +172,9 @@ with create_engine(url).begin() as connection:
         [Attestation(context="seen", entity=e, actor="ann", payload={"n": 0}) for e in "ab"],
         session=connection,
     )
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
 if point == "commit":
-    die()
-with faults.planned({point: die}):
+    os.kill(os.getpid(), signal.SIGKILL)
+with faults.planned({point: faults.kill()}):
     Sequencer(Database(url)).run_pass()
 """
 

@@ -122,13 +122,16 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[QntxError]]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_bad_append_is_refused_by_name_and_leaves_nothing(host: Host, name: str) -> None:
+def test_a_bad_append_is_refused_by_name_and_leaves_nothing(
+    host: Host, name: str, record_property: Callable[[str, object], None]
+) -> None:
     """Each bad input has its error, in a caller's transaction too, of which nothing is left.
 
     Nothing is in the log or waiting, and good ones go on.
     """
     make, error = REFUSED[name]
     before = written(host)
+    record_property("qntx.refused", 1)
 
     def append(session: Connection | None = None) -> None:
         made = make()
@@ -176,9 +179,12 @@ def named(part: str, name: Any) -> Attestation:  # noqa: ANN401 - often the wron
 
 
 @pytest.mark.parametrize("part", NAMED)
-def test_a_bad_name_is_refused_wherever_it_stands(host: Host, part: str) -> None:
+def test_a_bad_name_is_refused_wherever_it_stands(
+    host: Host, part: str, record_property: Callable[[str, object], None]
+) -> None:
     """Empty, too long, with control characters or no text at all: `InvalidId`, and no row."""
     before = written(host)
+    record_property("qntx.refused", len(BAD_NAMES))
 
     for name in BAD_NAMES.values():
         with pytest.raises(InvalidId):

@@ -33,6 +33,7 @@ from qntx_es import (
     StorageFull,
     faults,
 )
+from qntx_es.faults import Crash, crash
 from qntx_es.pulse.fold import JobLapsed, pulse
 from qntx_es.pulse.worker import Worker
 
@@ -712,14 +713,11 @@ def test_a_crash_in_a_job_leaves_its_effect_once(sqlite_url: str, point: str) ->
     def work(job: Job[Any], services: ServiceRegistry) -> None:
         services.store.append(domain.attest(Said(what="done"), entity=job.entity))
 
-    def crash() -> None:
-        raise KeyboardInterrupt
-
     domain, handler = working(work, timeout=timedelta(minutes=1))
     host = Host(sqlite_url, [domain], clock=clock)
     host.upgrade()
     host.append(handler.request(entity="a"))
-    with faults.planned({point: crash}), pytest.raises(KeyboardInterrupt):
+    with faults.planned({point: crash()}), pytest.raises(Crash):
         host.catch_up(jobs=True)
 
     for _ in range(3):

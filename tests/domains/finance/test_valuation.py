@@ -1,12 +1,13 @@
 """A valuation is Boehm's basic COCOMO, in integers, and the same on every machine."""
 
+from dataclasses import asdict
 from decimal import Decimal, getcontext, localcontext
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domains.finance import Valuation, value
+from domains.finance import MODEL, RepositoryValued, Valuation, value
 from domains.finance.payloads import COUNT_MAX
 
 
@@ -34,6 +35,13 @@ def test_more_code_never_costs_less(one: int, other: int) -> None:
     """A larger repository is worth at least as much, and every value fits in 64 bits."""
     small, large = sorted((one, other))
     assert value(small).cost_euro <= value(large).cost_euro < 2**63
+
+
+def test_whatever_may_be_analysed_may_be_valued() -> None:
+    """The largest repository that may be stated has a value that may be stated."""
+    valued = RepositoryValued(model=MODEL, loc=COUNT_MAX, **asdict(value(COUNT_MAX)))
+
+    assert valued.cost_euro > COUNT_MAX
 
 
 def test_the_callers_arithmetic_does_not_matter() -> None:
