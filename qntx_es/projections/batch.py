@@ -55,7 +55,7 @@ from qntx_es.projections.ledger import (
     read_waiting,
     said_at,
 )
-from qntx_es.projections.portions import Portion, Portions, read_on
+from qntx_es.projections.portions import Portion, Portions, read_batch, read_on
 from qntx_es.projections.projecting import flush, refused_rows, run
 from qntx_es.projections.recovery import HandlerFailed
 from qntx_es.projections.rows import RowMap
@@ -225,7 +225,7 @@ class Batches:
         with ExitStack() as stack:
             transaction = Transaction(self._database, stack)
             self._rows.connect = transaction
-            goes_on = self._go_on(size) if woken else None
+            goes_on = self._go_on(transaction, size) if woken else None
             cursor, head, portion = goes_on or self._look_and_read(transaction, size, until)
             is_idle = goes_on is None and not eager and self._stored_lately()
             is_idle = is_idle and self._is_bare(portion, cursor.position, transaction)
@@ -297,7 +297,7 @@ class Batches:
             raise LeaseLost
         self._rows.flushed()
 
-    def _go_on(self, size: int) -> tuple[Cursor, int, Portion] | None:
+    def _go_on(self, transaction: Transaction, size: int) -> tuple[Cursor, int, Portion] | None:
         """Read on from where this runner has put the cursor, or return None where it has to look.
 
         Whether it still stands there is compared where it moves, as ever: who was overtaken, fenced
@@ -305,9 +305,14 @@ class Batches:
         """
         last = self._last
         is_blind = monotonic() - self._looked_at > STORE_SECONDS
-        if last is None or is_blind or self._portions.folding.size_max or self._database.is_sqlite:
+        if last is None or is_blind or self._portions.folding.size_max:
             return None
-        rows = read_on(self._database, self._handlers, self._slices, last.position, size)
+        start, handlers = last.position, self._handlers
+        if self._database.is_sqlite:
+            reading = transaction(False)  # noqa: FBT003 - to read
+            rows = read_batch(reading, handlers, self._slices, start, start + size, size)
+        else:
+            rows = read_on(self._database, handlers, self._slices, start, size)
         if not 0 < len(rows) < size:
             return None
         self._began_at = last
