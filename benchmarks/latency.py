@@ -190,7 +190,7 @@ def _last_of_hundred(found: list[float]) -> float:
 
 def compare(label: str, ours: list[float], theirs: list[float]) -> list[Ratio]:
     """Return the ratios of what ours took and theirs."""
-    most = (1.5, 2.0) if label == "PostgreSQL" else (1.0, 1.0)
+    most = (1.5, 2.0)
     asked: list[tuple[str, Callable[[list[float]], float], float]] = [
         ("median", median, most[0]),
         ("99 % within", _last_of_hundred, most[1]),

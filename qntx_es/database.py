@@ -408,7 +408,7 @@ class Database:
             f"page_size = {PAGE_BYTES}",
             "journal_mode = WAL",
             "synchronous = FULL",
-            "cache_size = -65536",
+            "cache_size = -32768",
             "temp_store = MEMORY",
         ):
             connection.execute(f"PRAGMA {pragma}")
