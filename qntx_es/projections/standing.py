@@ -105,9 +105,7 @@ class Standing:
         return self.position < self.head
 
 
-def standings(
-    connection: Connection, domains: Mapping[str, Domain], now: int
-) -> list[Standing]:
+def standings(connection: Connection, domains: Mapping[str, Domain], now: int) -> list[Standing]:
     """Return where every projector stands that the database knows, by name."""
     rows = connection.execute(_asked(now)).all()
     by_domain = groupby(rows, key=attrgetter("domain"))

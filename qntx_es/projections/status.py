@@ -77,9 +77,7 @@ def statuses(
     """Return the status of every projector the database knows, by name."""
     found = standings(connection, domains, now)
     waits = blocked(connection) if any(one.is_any_behind for one in found) else {}
-    return [
-        _status(connection, one, domains.get(one.name), waits.get(one.name)) for one in found
-    ]
+    return [_status(connection, one, domains.get(one.name), waits.get(one.name)) for one in found]
 
 
 def _status(
