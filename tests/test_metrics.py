@@ -17,9 +17,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import BigInteger, Column, String, Table, event, text, update
 
 from qntx_es import Attestation, Domain, Host, Payload, Recorded, Rows, Settings
+from qntx_es.cli.projections import STYLES
 from qntx_es.domain import OnFailure
 from qntx_es.errors import ProjectorStopped
 from qntx_es.metrics import CACHE_SECONDS, GAUGES, Metrics
+from qntx_es.projections.standing import STATES
 from qntx_es.projections.status import ProjectorStatus
 from qntx_es.sequencer import Sequencer
 
@@ -422,6 +424,14 @@ def test_every_metric_is_documented() -> None:
 
     assert documented == {one.name: one.labels for one in GAUGES}
     assert set(re.findall(r"qntx_(?:up|log|projection)\w*", PAGE)) == set(documented)
+
+
+def test_every_state_is_documented_and_shown() -> None:
+    """The page names every state, and `projections list` knows how each looks, and standby."""
+    (told,) = re.findall(r"The states are ([^.]+), as `projections list`", PAGE)
+
+    assert re.findall(r"\w+", told.replace(" and ", " ")) == list(STATES)
+    assert set(STYLES) == {*STATES, "standby"}
 
 
 def test_the_code_of_the_page_runs(tmp_path: Path) -> None:
