@@ -529,7 +529,7 @@ def computed_id(*parts: str, at: datetime | None = None) -> str:
 
 def derived_id(source_id: str, *parts: str) -> str:
     """Return the computed id that stands beside its source: the source's time, then the hash."""
-    return _hashed_id(_milliseconds_of(source_id), (source_id, *parts))
+    return _hashed_id(milliseconds_of(source_id), (source_id, *parts))
 
 
 def _hashed_id(milliseconds: int, parts: tuple[str, ...]) -> str:
@@ -547,7 +547,8 @@ def _uuid(milliseconds: int, third: int, chance: int) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
-def _milliseconds_of(attestation_id: str) -> int:
+def milliseconds_of(attestation_id: str) -> int:
+    """Return the time in an id, in milliseconds since 1970; 0 where it has none."""
     is_timed = len(attestation_id) == 36 and attestation_id[14] in "78"  # noqa: PLR2004 - a UUID
     if not is_timed:
         return 0

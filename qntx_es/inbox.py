@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 
-from qntx_es.attestation import Attestation, Payload
+from qntx_es.attestation import Attestation, Payload, milliseconds_of
 from qntx_es.statements import BYTES, COLUMNS, UNNEST, bytes_of, values_of
 from qntx_es.tables import TransactionId, inbox
 from qntx_es.tables import attestations as log
@@ -136,6 +136,18 @@ def set_aside(connection: Connection, waits: Waiting) -> list[Attestation]:
 def count_waiting(connection: Connection) -> int:
     """Count what is committed and has no position yet."""
     return connection.execute(select(func.count()).select_from(inbox)).scalar_one()
+
+
+def waiting_since(connection: Connection) -> tuple[int, int | None]:
+    """Count as `count_waiting`, and return when the oldest was said, in microseconds since 1970.
+
+    That stands in ids that are made by default. None where no id tells: a derived one has the time
+    of its source.
+    """
+    made = inbox.c.id.regexp_match("^[0-9a-f]{8}-[0-9a-f]{4}-7")
+    asked = select(func.count(), func.min(inbox.c.id).filter(made)).select_from(inbox)
+    count, oldest = connection.execute(asked).one()
+    return count, None if oldest is None else milliseconds_of(oldest) * 1_000
 
 
 @cache

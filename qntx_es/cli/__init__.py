@@ -19,6 +19,7 @@ from qntx_es.cli import (
     demo,
     domains,
     jobs,
+    metrics,
     projections,
     run,
     transfer,
@@ -33,7 +34,19 @@ app = typer.Typer(
     epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 difference or stopped, 130 interrupted.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (demo, run, append, ax, contexts, projections, jobs, domains, transfer, db):
+for commands in (
+    demo,
+    run,
+    append,
+    ax,
+    contexts,
+    projections,
+    jobs,
+    domains,
+    metrics,
+    transfer,
+    db,
+):
     commands.register(app)
 
 

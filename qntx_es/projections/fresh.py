@@ -53,8 +53,8 @@ from qntx_es.projections.fingerprint import fingerprint
 from qntx_es.projections.ledger import ParkedEntity, read_ledger
 from qntx_es.projections.parallel import fill_in_parallel
 from qntx_es.projections.slices import ALL, Slices, refined
+from qntx_es.projections.standing import REBUILD_MICROSECONDS
 from qntx_es.projections.starts import Since
-from qntx_es.projections.status import REBUILD_MICROSECONDS
 from qntx_es.projections.touches import Touches
 from qntx_es.sequencer import Sequencer
 from qntx_es.tables import fills, rebuilds

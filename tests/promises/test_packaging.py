@@ -146,7 +146,7 @@ def test_an_editable_install_shadows_nothing(tmp_path: Path) -> None:
 
 def test_the_core_imports_without_extras() -> None:
     """Every extra may be absent: the core and the command still import."""
-    extras = ("psycopg", "lizard", "hypothesis", "pytest")
+    extras = ("psycopg", "lizard", "prometheus_client", "hypothesis", "pytest")
     absent = f"import sys; sys.modules.update(dict.fromkeys({extras}))"
 
     run(sys.executable, "-c", f"{absent}; import qntx_es, qntx_es.cli", folder=CHECKOUT)
