@@ -3,8 +3,8 @@
 A process of its own projects count, sum and last position by entity. Another appends a hundred a
 second, one a commit, and looks the row up by its key, every 0.2 ms, until it holds the position.
 Ours and eventsourcing's ProjectionRunner take turns on one PostgreSQL, both at work all the time.
-On SQLite, where the library has no runner, ours is alone, in one process. Then a host that has
-caught up is left alone, and asked how much of a core that took.
+On SQLite, where the library has no runner, ours is alone, in one process, and is held to theirs.
+Then a host that has caught up is left alone, and asked how much of a core that took.
 
     python benchmarks/latency.py [--seconds 20] [--on sqlite] [--on postgresql]
 """
@@ -190,10 +190,9 @@ def _last_of_hundred(found: list[float]) -> float:
 
 def compare(label: str, ours: list[float], theirs: list[float]) -> list[Ratio]:
     """Return the ratios of what ours took and theirs."""
-    most = (1.5, 2.0)
     asked: list[tuple[str, Callable[[list[float]], float], float]] = [
-        ("median", median, most[0]),
-        ("99 % within", _last_of_hundred, most[1]),
+        ("median", median, 1.5),
+        ("99 % within", _last_of_hundred, 2.0),
     ]
     return [
         Ratio(
