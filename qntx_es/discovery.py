@@ -38,6 +38,20 @@ def find_domain(name: str) -> Found:
     return _checked(name, module, name)
 
 
+def domain_at(target: str) -> Domain:
+    """Return the domain of a name, or at a place such as `package.module:attribute`.
+
+    Raises `UnknownDomain` or `DomainRefused`.
+    """
+    module, is_place, attribute = target.partition(":")
+    if not is_place:
+        return find_domain(target).domain
+    domain = getattr(_import(target, module), attribute, None)
+    if not isinstance(domain, Domain):
+        raise DomainRefused(target, [f"{module} has no Domain called `{attribute}`"])
+    return domain
+
+
 def builtin(name: str) -> ModuleType | None:
     """Return the package of a built-in domain, or None where there is none."""
     if not name.isidentifier():

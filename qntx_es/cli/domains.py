@@ -1,12 +1,13 @@
-"""`qntx-es domains`: which domains are enabled, and what is wrong with them."""
+"""`qntx-es domains`: which are enabled, what is wrong with them, and whether they replay."""
 
 import logging
 from dataclasses import dataclass
 
 import typer
 
+from qntx_es.cli import exercise
 from qntx_es.cli.exits import FAILURE
-from qntx_es.cli.flags import command
+from qntx_es.cli.flags import group
 from qntx_es.cli.output import Column, Row, complain
 from qntx_es.cli.session import PLAIN, Session, log_to_stderr
 from qntx_es.discovery import find_domain
@@ -40,8 +41,9 @@ class Described:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
-    command(app, "domains")(domains)
+    """Add the commands; alone it shows what is enabled."""
+    commands = group(app, "domains", "See and try domains.", alone=domains)
+    exercise.register(commands)
 
 
 def domains(session: Session) -> None:

@@ -60,9 +60,13 @@ def remember(context: typer.Context, **said: Any) -> Flags:  # noqa: ANN401 - th
     return flags
 
 
-def group(app: typer.Typer, name: str, summary: str) -> typer.Typer:
-    """Add a group of commands that takes the flags as well."""
-    commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+def group(app: typer.Typer, name: str, summary: str, alone: Run | None = None) -> typer.Typer:
+    """Add a group of commands that takes the flags as well; `alone` is run where none is named."""
+    commands = typer.Typer(
+        no_args_is_help=alone is None,
+        invoke_without_command=alone is not None,
+        rich_markup_mode=None,
+    )
 
     @commands.callback(help=summary)
     def flags(
@@ -74,6 +78,8 @@ def group(app: typer.Typer, name: str, summary: str) -> typer.Typer:
         as_json: AsJson = False,
     ) -> None:
         remember(context, database=database, config=config, domains=domains, as_json=as_json)
+        if alone is not None and context.invoked_subcommand is None:
+            Command(alone)(context)
 
     app.add_typer(commands, name=name)
     return commands

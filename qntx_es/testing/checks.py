@@ -108,6 +108,7 @@ def _check(  # noqa: PLR0913, PLR0917 - the parts of a test
     histories: Histories | None,
     reproduced: Any,  # noqa: ANN401 - Hypothesis' own
 ) -> None:
+    __tracebackhide__ = True
     try:
         stage = stage_of(domain)
     except DomainRefused as refused:
@@ -141,6 +142,7 @@ def _try(  # noqa: PLR0913, PLR0917 - the parts of a test
     contexts: set[str],
     reproduced: Any,  # noqa: ANN401 - Hypothesis' own
 ) -> None:
+    __tracebackhide__ = True
     verdicts = Verdicts(lambda log, plan: _is_consistent(stage, log, plan, kind, checks))
 
     def consistent(example: tuple[list[Attestation], list[Step]]) -> None:

@@ -46,3 +46,26 @@ def test_all_that_is_wrong_with_a_domain_is_said(each: Each, shop: Path) -> None
     assert "table `shop_orders`: it has no primary key" in shop_told["problems"][1]
     assert "RuntimeError: [red]cannot\\x1b[31m" in listed.stdout
     assert "\x1b" not in listed.stdout + listed.stderr
+
+
+def test_a_domain_is_exercised_by_name_or_place(each: Each, shop: Path) -> None:
+    """The one line runs without a test: what passes is said, and what fails is told as Python."""
+    clock = "import time\n" + shop.read_text()
+    clock = clock.replace("total=placed.payload.total", "total=int(time.time())")
+    shop.with_name("market.py").write_text(clock.replace('Domain("shop"', 'Domain("market"'))
+
+    passed, as_json, failed, nowhere, empty = each(
+        ("domains", "exercise", "finance", "--examples", "3"),
+        ("domains", "exercise", "domains.finance:finance", "--examples", "3", "--json"),
+        ("domains", "exercise", "market:shop", "--examples", "5"),
+        ("domains", "exercise", "market:stall"),
+        ("domains", "exercise", "finance", "--sample", "9", "--database", "sqlite:///none.db"),
+    )
+
+    assert "finance: 3 logs replayed, each to the same rows" in passed.stdout
+    assert json.loads(as_json.stdout)["failure"] is None
+    assert failed.returncode == 1
+    assert "log  = [" in failed.stdout
+    assert "has no Domain called `stall`" in nowhere.stderr
+    assert empty.returncode != 0
+    assert "there is no database" in empty.stderr
