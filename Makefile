@@ -34,7 +34,7 @@ fix: $(STAMP)
 	$(BIN)/ruff format
 
 test: $(STAMP)
-	$(BIN)/pytest -n 2 --dist worksteal --qntx-require-faults
+	$(BIN)/pytest -n 3 --dist worksteal --qntx-require-faults
 
 # Random where `test` is fixed. The seed stands in the command: repeat a night with SEED=…
 # pytest loads our own plugin before any other, so what measures must have begun before pytest.

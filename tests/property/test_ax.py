@@ -108,7 +108,7 @@ def test_the_text_of_a_query_is_read_as_that_query(ax: Ax) -> None:
 @example('"\\u0000"')
 @example("a" * 5_000)
 @example("since 1e5 days ago")
-@settings(max_examples=10_000)
+@settings(max_examples=settings().max_examples * 20)
 def test_no_text_is_more_than_a_query_or_an_error_of_its_own(text: str) -> None:
     """Whatever is typed is a query that comes back the same, or an `AxError`."""
     try:

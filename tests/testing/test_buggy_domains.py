@@ -130,14 +130,9 @@ def failure_of(shop: Domain) -> InconsistentReplay:
     return failed.value
 
 
-# Of those that are much alike one is enough by day.
-BY_NIGHT = ("time", "strftime", "environment", "uuid1", "counter", "class", "closure")
-
-
-@pytest.mark.parametrize(
-    "bug",
-    [pytest.param(bug, marks=pytest.mark.nightly if bug in BY_NIGHT else ()) for bug in BUGS],
-)
+# By day there is the gallery, tests/property/bugs.
+@pytest.mark.nightly
+@pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_found_and_its_cause_named(bug: str) -> None:
     """Whatever a handler looks at beside its arguments is found, and nothing else is blamed."""
     cause, note = BUGS[bug]
@@ -147,6 +142,7 @@ def test_a_planted_bug_is_found_and_its_cause_named(bug: str) -> None:
     assert failure.cause == cause, str(failure)
 
 
+@pytest.mark.nightly
 def test_reading_past_rows_is_found() -> None:
     """A handler that reads by a connection of its own sees how the log is cut, and is told so."""
     failure = failure_of(past_rows())
@@ -154,6 +150,7 @@ def test_reading_past_rows_is_found() -> None:
     assert failure.cause == "batch", str(failure)
 
 
+@pytest.mark.nightly
 def test_a_file_is_found(tmp_path: Path) -> None:
     """What a handler writes elsewhere is there when the log is folded again, without a cause."""
     file = tmp_path / "sales"
@@ -203,13 +200,10 @@ def test_old_payloads_are_read_as_new_ones() -> None:
     assert "payload={'euros': " in str(failure)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("asked", "cause"),
-    [
-        (func.strftime("%Y", "now"), "clock"),
-        pytest.param(func.now(), "clock", marks=pytest.mark.nightly),
-        pytest.param(func.random(), "random", marks=pytest.mark.nightly),
-    ],
+    [(func.strftime("%Y", "now"), "clock"), (func.now(), "clock"), (func.random(), "random")],
     ids=str,
 )
 def test_the_clock_of_the_database_is_found(asked: Any, cause: str) -> None:  # noqa: ANN401

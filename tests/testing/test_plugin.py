@@ -113,8 +113,7 @@ def test_it():
     assert [one.max_examples for one in found.values()] == [25, 100, 2000]
     assert found["ci"].derandomize and found["ci"].database is None
     assert not found["nightly"].derandomize
-    assert settings().max_examples == 100
-    assert settings().deadline is not None
+    assert settings.get_current_profile_name() in ("default", "ci")  # Hypothesis' own
 """
     )
 

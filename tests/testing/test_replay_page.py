@@ -16,7 +16,7 @@ def blocks(language: str) -> list[str]:
 
 def run(folder: Path, program: str, *command: str) -> subprocess.CompletedProcess[str]:
     """Run a program of this environment in a folder."""
-    asked = [Path(sys.executable).with_name(program), *command]
+    asked = [str(Path(sys.executable).with_name(program)), *command]
     return subprocess.run(asked, cwd=folder, capture_output=True, text=True, check=False)
 
 
