@@ -46,7 +46,6 @@ class Hints:
     """Tells other processes that the log has grown."""
 
     def __init__(self, database: Database) -> None:
-        self.sender = uuid4().hex
         self._database = database
         self._thread: Thread | None = None
         self.forget()
@@ -71,7 +70,8 @@ class Hints:
             thread.join()
 
     def forget(self) -> None:
-        """Have no thread: after a fork it is the other process's."""
+        """Have no thread and no name yet: after a fork they are the other process's."""
+        self.sender = uuid4().hex
         self._starting = Lock()
         self._wanted = Event()
         self._told: deque[Contexts] = deque()

@@ -203,12 +203,16 @@ def test_a_fork_sends_hints_of_its_own(postgres_url: str) -> None:
     with closing(Host(postgres_url)) as host:
         host.upgrade()
         hints = Hints(host.database)
-        listener = Listener(host.database, lambda _: heard.release(), stopping)
-        listener.start()
+        # The parent passes its own hints over, and not those of its child.
+        listener = Listener(host.database, lambda _: heard.release(), stopping, hints.sender)
+        anybody = threading.Semaphore(0)
+        other = Listener(host.database, lambda _: anybody.release(), stopping)
+        for one, heard_by in ((listener, heard), (other, anybody)):
+            one.start()
+            assert heard_by.acquire(timeout=BOUND)  # it looks once when it begins
         try:
-            assert heard.acquire(timeout=BOUND)  # it looks once when it begins
             hints.send(None)
-            assert heard.acquire(timeout=BOUND)
+            assert anybody.acquire(timeout=BOUND)
             child = os.fork()
             if child == 0:
                 hints.send(None)
@@ -219,6 +223,7 @@ def test_a_fork_sends_hints_of_its_own(postgres_url: str) -> None:
         finally:
             stopping.set()
             listener.join()
+            other.join()
             hints.close()
 
 
