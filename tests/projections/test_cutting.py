@@ -129,12 +129,12 @@ def assert_as_folded_whole(host: Host, url_of_another: str) -> None:
     flags = [(one.entity, one.text) for one in host.ax(contexts="flagged")]
     with Host(url_of_another, [make()]) as other:
         other.upgrade()
-        other.append(
-            [
-                Attestation(context="moved", entity=one.entity, actor="a", payload=one.payload)
-                for one in host.ax(contexts="moved")
-            ]
-        )
+        moved = [
+            Attestation(context="moved", entity=one.entity, actor="a", payload=one.payload)
+            for one in host.ax(contexts="moved")
+        ]
+        for start in range(0, len(moved), 1_000):
+            other.append(moved[start : start + 1_000])
         other.catch_up()
         ours, theirs = rows_of(host), rows_of(other)
         their_flags = [(one.entity, one.text) for one in other.ax(contexts="flagged")]
