@@ -99,17 +99,18 @@ def _matching(
     if span.among is not None:
         found.append(_is_among(position, span.among, dialect))
     # SQLite keeps no statistics, and would as soon go by a context, of which there are few, as by
-    # an entity. A plus keeps it from that.
+    # an entity.
     is_led = dialect == "sqlite" and any(isinstance(one, str) for one in ax.entities)
     for name, asked in ((said.c.context, ax.contexts), (said.c.actor, ax.actors)):
         if asked:
-            found.append(_is_any(_plus(name) if is_led else name, asked, dialect))
+            found.append(_is_any(unindexed(name) if is_led else name, asked, dialect))
     if ax.where is not None:
         found.append(holds(ax.where, said.c.payload, dialect))
     return found
 
 
-def _plus(name: ColumnElement[str]) -> ColumnElement[str]:
+def unindexed(name: ColumnElement[str]) -> ColumnElement[str]:
+    """Return a column as SQLite will not go by it: behind a plus, no index is one for it."""
     return UnaryExpression(name, operator=custom_op("+"), type_=name.type)
 
 
