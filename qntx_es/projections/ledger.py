@@ -184,11 +184,10 @@ class Standing:
     def that_count(self, batch: Iterable[RecordedRow]) -> list[RecordedRow]:
         """Return those that have an effect in their place."""
         left_out, waiting, contexts = self.ledger.left_out, self.waiting, self.contexts
-        return [
-            row
-            for row in batch
-            if row[2] in contexts and row[0] not in left_out and row[4] not in waiting
-        ]
+        ours = [row for row in batch if row[2] in contexts]
+        if not (left_out or waiting):
+            return ours
+        return [row for row in ours if row[0] not in left_out and row[4] not in waiting]
 
     def after(self, change: Change) -> Self:
         """Return how things stand behind a change."""

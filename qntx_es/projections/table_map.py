@@ -141,8 +141,9 @@ class TableMap:
         """
         marks = self.blind.marks
         mark = key[0] if len(key) == 1 else key
-        if mark not in marks:
-            if key in self.known:
+        is_met = mark in marks
+        if not is_met:
+            if self.known and key in self.known:
                 return False
             if type(mark) is not str or mark not in self._admitted:
                 mark = mark_of(self.shape.key_of(key))
@@ -150,14 +151,15 @@ class TableMap:
         sums = []
         for name, most, values, said in plan.columns:
             amount = amounts[name]
-            if type(amount) is not int or amount < 0 or mark in values:
+            if type(amount) is not int or amount < 0 or (values and mark in values):
                 return False
             # What grows leaves its bounds at one end only.
             after = said.get(mark, 0) + amount
             if after > most:
                 return False
             sums.append((said, after))
-        marks.add(mark)
+        if not is_met:
+            marks.add(mark)
         for said, after in sums:
             said[mark] = after
         return True
