@@ -370,7 +370,10 @@ class EntityParked(QntxError):
 
 
 class RebuildLost(QntxError):
-    """Another rebuild of this domain began, and this one gave way. Live tables are untouched."""
+    """Another rebuild of this domain began, or the database lost what was filled: this gives way.
+
+    Live tables are untouched. Run it again unless another is running.
+    """
 
 
 class NothingToRetry(QntxError):

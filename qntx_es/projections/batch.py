@@ -21,7 +21,6 @@ One attestation at a time is the meaning of a batch, so a batch that fails is cu
 fails stands alone.
 """
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -61,6 +60,7 @@ from qntx_es.projections.recovery import HandlerFailed
 from qntx_es.projections.rows import RowMap
 from qntx_es.projections.slices import ALL, Slices
 from qntx_es.projections.starts import Starts, in_order, read_starts
+from qntx_es.projections.transaction import Transaction
 from qntx_es.sequencer import Sequencer
 from qntx_es.tables import attestations
 
@@ -77,38 +77,6 @@ class Step:
     head: int
     matched: int
     derived: int
-
-
-class Transaction:
-    """The batch's connection: it reads until somebody has to write, and then moves and writes."""
-
-    def __init__(self, database: Database, stack: ExitStack) -> None:
-        self._database = database
-        self._stack = stack
-        self._reading = ExitStack()
-        self._connection: Connection | None = None
-        self.is_writing = False
-        self.move: Callable[[Connection], object] = _nothing_to_move
-        stack.push(self._reading)
-
-    def __call__(self, write: bool) -> Connection:  # noqa: FBT001 - the shape of RowMap.connect
-        """Return the connection, in a write transaction from the first time that is asked for."""
-        if self._connection is not None and (self.is_writing or not write):
-            return self._connection
-        if write:
-            self._reading.close()
-            self._connection = self._stack.enter_context(self._database.write())
-            self.is_writing = True
-            faults.point("batch.before_move")
-            self.move(self._connection)
-            faults.point("batch.before_flush")
-        else:
-            # On PostgreSQL each statement is of its own moment anyway; to begin a transaction, and
-            # to roll it back, would be two more ways there and back before rows are visible.
-            database = self._database
-            reading = database.read() if database.is_sqlite else database.alone()
-            self._connection = self._reading.enter_context(reading)
-        return self._connection
 
 
 class Batches:
@@ -238,7 +206,7 @@ class Batches:
                 standing = standing.knowing(decision)
             stretch = standing.stretch(portion.rows, portion.until)
             moved = replace(cursor, position=stretch.ceiling)
-            transaction.move = partial(advance, cursor, stretch.ceiling)
+            transaction.first = partial(_move, cursor, stretch.ceiling)
             starts = self._starts
             met = starts.met(portion.rows, stretch.ceiling)
             speaking = starts.to_say(cursor, stretch)
@@ -376,9 +344,10 @@ def at_once(cursor: Cursor, to: int, words: list[Words]) -> tuple[bytes, list[Va
     return f"WITH {', '.join(parts)} SELECT count(*) FROM moved".encode(), given  # noqa: S608 - of parts made here
 
 
-def _nothing_to_move(_: Connection) -> None:
-    message = "nothing is written before it is known how far the cursor moves"
-    raise RuntimeError(message)
+def _move(cursor: Cursor, to: int, connection: Connection) -> None:
+    faults.point("batch.before_move")
+    advance(cursor, to, connection)
+    faults.point("batch.before_flush")
 
 
 def usable(handlers: Handlers, seen: Look, ours: str | None = None) -> Cursor:

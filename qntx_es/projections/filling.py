@@ -3,19 +3,22 @@
 How far a range is, what its derive handlers said so far, and who waits in it are kept in a row of
 `qntx_fills`, in the transaction that writes the rows. So whoever comes after a crash goes on from
 there, and ranges may be filled by several processes. The row names the holder of the rebuild: one
-who lost it writes nothing any more.
+who lost it writes nothing any more. Nobody waits for the disk here: a server that crashes may lose
+the last batches, rows and positions alike, and who goes on from where it was finds that out.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import monotonic
 from typing import Any
 
 from sqlalchemy import Connection, Table, delete, insert, select, update
 
 from qntx_es.attestation import Attestation, RecordedRow
-from qntx_es.database import Database
+from qntx_es.database import Database, hurry
 from qntx_es.domain import Domain
 from qntx_es.errors import RebuildLost
 from qntx_es.projections.cursor import cursors_of
@@ -25,20 +28,21 @@ from qntx_es.projections.handlers import Handlers
 from qntx_es.projections.ledger import ParkedEntity, Standing, Stretch, read_ledger, read_waiting
 from qntx_es.projections.own_rows import row_map
 from qntx_es.projections.portions import Portions
-from qntx_es.projections.projecting import project, worked_off
+from qntx_es.projections.projecting import flush, project, run, worked_off
 from qntx_es.projections.recovery import HandlerFailed
 from qntx_es.projections.rows import RowMap
 from qntx_es.projections.shape import Shape
 from qntx_es.projections.slices import ALL, Slices
 from qntx_es.projections.starts import Since, to_compare
 from qntx_es.projections.touches import Touches, WatchedRows
+from qntx_es.projections.transaction import Transaction
 from qntx_es.sequencer import Sequencer
 from qntx_es.tables import fills
 
 # A writer holds others up: what a batch takes on SQLite, everybody waits.
 BATCH_SECONDS = 0.5
 # Nobody waits for one of its batches; in a larger one more of the attestations meet in a row.
-FILL_MAX = 10_000
+FILL_MAX = 20_000
 SIZE_FIRST = FILL_MAX
 
 
@@ -140,8 +144,8 @@ class Filling:
         """Fill one batch; what fails in bulk may be right one at a time, as it is live."""
         began = monotonic()
         try:
-            with self.ground.database.write() as connection:
-                filled = self._fill_batch(connection, target)
+            with ExitStack() as stack:
+                filled = self._fill_batch(Transaction(self.ground.database, stack), target)
         except FoldRefused:
             return
         except HandlerFailed:
@@ -160,25 +164,44 @@ class Filling:
         if monotonic() - began < BATCH_SECONDS:
             self._size = min(self._portions.size_max, self._size * 2)
 
-    def _fill_batch(self, connection: Connection, target: int) -> _Filled:
-        self._rows.connect = lambda _: connection
-        self._keep(connection, _Filled(self.position, self.stands))  # locked before the rows are
-        portion = self._portions.after(self.position, target, self._size, connection, self.stands)
-        if portion.is_folded:
-            self._rows.forget()  # what is known of rows is of the past then
-            self._portions.folding.run(connection, self.position, portion.until)
-            filled = _Filled(portion.until, self.stands)
-        else:
-            filled = self._project(connection, portion.rows, portion.until)
-        self._keep(connection, filled)
+    def _fill_batch(self, transaction: Transaction, target: int) -> _Filled:
+        self._rows.connect = transaction
+        # A handler's own SQL writes before it is known what the batch comes to.
+        transaction.first = partial(self._keep_first, _Filled(self.position, self.stands))
+        reading = transaction(False)  # noqa: FBT003 - to read
+        portion = self._portions.after(self.position, target, self._size, reading, self.stands)
+        if not portion.is_folded:
+            return self._project(transaction, portion.rows, portion.until)
+        self._rows.forget()  # what is known of rows is of the past then
+        filled = _Filled(portion.until, self.stands)
+        connection = self._begin(transaction, filled)
+        self._portions.folding.run(connection, self.position, portion.until)
         return filled
 
-    def _project(self, connection: Connection, rows: Sequence[RecordedRow], until: int) -> _Filled:
+    def _begin(self, transaction: Transaction, filled: _Filled) -> Connection:
+        """Return the connection to write with, in which what a batch comes to is kept.
+
+        That goes first, because it locks: the rows are not written by two.
+        """
+        if transaction.is_writing:
+            self._keep(filled, transaction(True))  # noqa: FBT003 - to write
+        else:
+            transaction.first = partial(self._keep_first, filled)
+        return transaction(True)  # noqa: FBT003 - to write
+
+    def _project(
+        self, transaction: Transaction, rows: Sequence[RecordedRow], until: int
+    ) -> _Filled:
         stretch, is_owed = self._stretch(rows, until)
-        said = self._run(connection, stretch, is_owed=is_owed)
+        said = self._run(transaction, stretch, is_owed=is_owed)
         standing = self.stands if stretch.change is None else self.stands.after(stretch.change)
         owed = tuple((stretch.rows[0], one) for one in said) if is_owed else ()
-        return _Filled(stretch.ceiling, standing, owed)
+        filled = _Filled(stretch.ceiling, standing, owed)
+        connection = self._begin(transaction, filled)
+        flush(self._rows, connection, stretch.rows)
+        if self.ground.says is not None:
+            self.ground.sequencer.drop(connection, self.derivations.missing)
+        return filled
 
     def _stretch(self, batch: Sequence[RecordedRow], ceiling: int) -> tuple[Stretch, bool]:
         """Return what comes first, and whether it is one source whose outputs are owed."""
@@ -190,21 +213,21 @@ class Filling:
             return Stretch(stretch.rows[first][0] - 1, stretch.rows[:first]), False
         return Stretch(stretch.rows[0][0], stretch.rows[:1]), True
 
-    def _run(self, connection: Connection, stretch: Stretch, *, is_owed: bool) -> list[Attestation]:
-        """Write the rows of a stretch, and return what is derived of it."""
+    def _run(
+        self, transaction: Transaction, stretch: Stretch, *, is_owed: bool
+    ) -> list[Attestation]:
+        """Run the handlers over a stretch, and return what is derived of it."""
         ground = self.ground
         if ground.touches is not None:
             self._run_watched(stretch, ground.touches)
             return []
         since = self.derivations.derives_from if ground.derives or is_owed else None
-        sources = stretch.rows
-        if stretch.change is not None:
-            sources = worked_off(connection, self.stands, stretch.change)
-        said = project(self._handlers, self._rows, self.stands, stretch, derives_from=since)
+        said = run(self._handlers, self._rows, self.stands, stretch, derives_from=since)
         if ground.derives and not is_owed:
-            self.derivations.compare(connection, sources, said)
-        if ground.says is not None:
-            ground.sequencer.drop(connection, self.derivations.missing)
+            reading, sources = transaction(False), stretch.rows  # noqa: FBT003 - to read
+            if stretch.change is not None:
+                sources = worked_off(reading, self.stands, stretch.change)
+            self.derivations.compare(reading, sources, said)
         return said
 
     def _run_watched(self, stretch: Stretch, touches: Touches) -> None:
@@ -216,8 +239,13 @@ class Filling:
             alone = Stretch(row[0], [row])
             project(self._handlers, self._rows, self.stands, alone, derives_from=None)
 
-    def _keep(self, connection: Connection, filled: _Filled) -> None:
-        ours = (*_of(self.ground), fills.c.first_slice == self.slices.first)
+    def _keep_first(self, filled: _Filled, connection: Connection) -> None:
+        hurry(connection)
+        self._keep(filled, connection)
+
+    def _keep(self, filled: _Filled, connection: Connection) -> None:
+        stands = fills.c.position.in_((self.position, filled.position))
+        ours = (*_of(self.ground), fills.c.first_slice == self.slices.first, stands)
         is_lost_by_a_crash = bool(self.said or filled.owed)
         said = {
             "position": filled.position,

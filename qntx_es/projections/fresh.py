@@ -176,6 +176,7 @@ class Fresh:
             self._enter(state, least)
             behind = [one for one in self._fillings if one.position < self._target(one, targets)]
             if not behind:
+                self._settle()
                 return
             if self._are_filled_by_others(behind, targets, state):
                 continue
@@ -336,14 +337,30 @@ class Fresh:
         pieces = refined(wanted, [one.slices for one in self._fillings])
         if len(pieces) == len(self._fillings):
             return
-        self._fillings = [
-            part
-            for one in self._fillings
-            for part in one.split([piece for piece in pieces if piece.within(one.slices)])
-        ]
         with self.database.write() as connection:
             self._mark(connection)
+            self._refuse_lost(connection)
+            self._fillings = [
+                part
+                for one in self._fillings
+                for part in one.split([piece for piece in pieces if piece.within(one.slices)])
+            ]
             keep_fillings(connection, self._fillings)
+
+    def _settle(self) -> None:
+        """Make what was filled last, for which nobody waited for the disk."""
+        with self.database.write() as connection:
+            self._mark(connection)
+            self._refuse_lost(connection)
+
+    def _refuse_lost(self, connection: Connection) -> None:
+        """Raise `RebuildLost` where a server that crashed has lost what was filled."""
+        asked = select(fills.c.first_slice, fills.c.position).where(
+            fills.c.domain == self.domain.name
+        )
+        kept = {row.first_slice: row.position for row in connection.execute(asked)}
+        if kept != {one.slices.first: one.position for one in self._fillings}:
+            raise RebuildLost
 
     def _are_filled_by_others(
         self, behind: Sequence[Filling], targets: Mapping[Slices, int], state: str

@@ -8,16 +8,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
-from sqlalchemy import BigInteger, Column, String, inspect, select
+from sqlalchemy import BigInteger, Column, String, inspect, select, update
 
 from qntx_es import Attestation, Domain, Host, Payload, ReadRows, Recorded, Rows, faults
-from qntx_es.errors import NoWorkers
+from qntx_es.errors import DatabaseUnavailable, NoWorkers, RebuildLost
 from qntx_es.projections import filling
+from qntx_es.projections.fresh import RebuildProgress
 from qntx_es.projections.recovery import HandlerFailed
 from qntx_es.tables import fills, rebuilds
+from qntx_es.testing import PostgresServer
 
 BATCH = 25
 MOVES = 400
@@ -82,6 +85,13 @@ brittle = make(version=2)
 
 @pytest.fixture
 def host(url: str) -> Iterator[Host]:
+    """Open a host on each kind of database."""
+    with projected(url) as opened:
+        yield opened
+
+
+@contextmanager
+def projected(url: str) -> Iterator[Host]:
     """Open a host of a log that is projected, with an entity parked on the way."""
     with Host(url, [ledger]) as opened:
         opened.upgrade()
@@ -151,6 +161,61 @@ def test_other_code_begins_anew(host: Host, url: str) -> None:
         assert dict(rows_of(changed)["ledger_over_all"])["flagged"] > 0
         assert changed.verify("ledger").is_same
     assert is_nothing_left(host)
+
+
+@pytest.mark.parametrize("ranges", [1, 3])
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_what_a_server_that_crashed_has_lost_is_missed(
+    host: Host, monkeypatch: pytest.MonkeyPatch, ranges: int, share: float
+) -> None:
+    """Nobody waits for the disk while tables are filled, and none that lacks a batch is swapped."""
+    monkeypatch.setattr(filling, "FILL_MAX", BATCH)
+    monkeypatch.setattr(filling, "SIZE_FIRST", BATCH)
+    host.cut("ledger", ranges)
+    before = rows_of(host)
+    lost: list[int] = []
+
+    def lose(at: RebuildProgress) -> None:
+        if lost or at.state != "filling" or at.done < share * at.total:
+            return
+        lost.append(at.done)
+        with host.database.write() as connection:
+            connection.execute(update(fills).values(position=fills.c.position - 1))
+
+    with pytest.raises(RebuildLost):
+        host.rebuild("ledger", progress=lose)
+
+    assert lost
+    assert rows_of(host) == before
+    assert is_nothing_left(host)
+    assert host.rebuild("ledger", expect=["same"]).is_same
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_server_that_crashes_under_a_rebuild_costs_that_rebuild_and_no_row(
+    postgres_server: PostgresServer,
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+) -> None:
+    """What comes of it is the live rows, be it by this rebuild or by the next."""
+    monkeypatch.setattr(filling, "FILL_MAX", BATCH)
+    monkeypatch.setattr(filling, "SIZE_FIRST", BATCH)
+    crashed: list[int] = []
+
+    def crash(at: RebuildProgress) -> None:
+        if not crashed and at.state == "filling" and at.done >= share * at.total:
+            crashed.append(at.done)
+            postgres_server.restart_immediately()
+
+    with projected(postgres_url) as host:
+        before = rows_of(host)
+        with suppress(RebuildLost, DatabaseUnavailable):
+            assert host.rebuild("ledger", progress=crash, expect=["same"]).is_same
+        assert crashed
+        assert rows_of(host) == before
+        assert host.rebuild("ledger", expect=["same"]).is_same
+        assert is_nothing_left(host)
 
 
 def test_ranges_are_rebuilt_and_verified_where_each_stands(host: Host) -> None:
