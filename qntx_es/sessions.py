@@ -4,21 +4,22 @@ It is his: never committed, rolled back, flushed or retried here. Whatever is re
 of ours in it, and it can go on.
 """
 
-import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 from weakref import WeakSet
 
 from sqlalchemy import Connection, event, inspect, select
 from sqlalchemy.exc import UnboundExecutionError
-from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from qntx_es.database import Database
 from qntx_es.errors import OtherDatabase
 from qntx_es.tables import attestations, epochs
 
-AnySession: TypeAlias = Session | scoped_session[Any] | Connection
+if TYPE_CHECKING:  # slow, and imported by whoever has a session to hand in
+    from sqlalchemy.orm import Session, SessionTransaction, scoped_session
+
+AnySession: TypeAlias = Union["Session", "scoped_session[Any]", Connection]
 _HINTS = "qntx_hints"
 _COMMITTED = "qntx_committed"
 
@@ -27,7 +28,7 @@ def connection_of(session: AnySession) -> Connection:
     """Return the connection that a session would use, in its transaction, without a flush."""
     if isinstance(session, Connection):
         return session
-    if not isinstance(session, Session | scoped_session):
+    if not _is_of_the_orm(session):
         raise OtherDatabase(
             f"session is a {type(session).__name__}: hand in a Session or a Connection, "
             "and their async kin to qntx_es.aio"
@@ -36,6 +37,12 @@ def connection_of(session: AnySession) -> Connection:
         return session.connection(bind_arguments={"clause": attestations})
     except UnboundExecutionError as error:
         raise OtherDatabase(f"this session has no bind for the log: {error}") from error
+
+
+def _is_of_the_orm(session: object) -> bool:
+    from sqlalchemy.orm import Session, scoped_session  # noqa: PLC0415 - as above
+
+    return isinstance(session, Session | scoped_session)
 
 
 class Kinship:
@@ -86,7 +93,7 @@ def after_commit(session: AnySession, hint: Callable[[], object]) -> None:
     """
     if isinstance(session, Connection):
         return
-    found = session() if isinstance(session, scoped_session) else session
+    found = session() if callable(session) else session  # a registry of sessions gives its own
     if _HINTS not in found.info:
         found.info[_HINTS] = []
         event.listen(found, "after_commit", _committed)
@@ -95,19 +102,21 @@ def after_commit(session: AnySession, hint: Callable[[], object]) -> None:
         found.info[_HINTS].append(hint)
 
 
-def _committed(session: Session) -> None:
+def _committed(session: "Session") -> None:
     if not session.in_nested_transaction():  # a savepoint that is released is no commit
         session.info[_COMMITTED] = True
 
 
-def _ended(session: Session, transaction: SessionTransaction) -> None:
+def _ended(session: "Session", transaction: "SessionTransaction") -> None:
     # Not before the session has given its connection back: as many commits at once as a pool has
     # connections would wait for each other.
     if transaction.parent is not None or not session.info.pop(_COMMITTED, False):
         return
     hints, session.info[_HINTS] = session.info[_HINTS], []
     if session.get_bind(clause=attestations).dialect.is_async:
-        asyncio.get_running_loop().run_in_executor(None, _hint, hints)
+        from asyncio import get_running_loop  # noqa: PLC0415 - as above
+
+        get_running_loop().run_in_executor(None, _hint, hints)
     else:
         _hint(hints)
 

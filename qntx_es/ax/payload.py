@@ -33,7 +33,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
-from qntx_es.ax.text import read
 from qntx_es.ax.where import (
     INTEGERS,
     All,
@@ -67,6 +66,8 @@ def holds_of_text(payload: str, where: str) -> bool:
 
 @lru_cache(maxsize=64)
 def _read(where: str) -> Where:
+    from qntx_es.ax.text import read  # noqa: PLC0415 - slow, and few ever read a query
+
     found = read(f"where {where}", as_of=datetime.now(UTC)).where
     assert found is not None  # noqa: S101 - a condition is what the text has
     return found
