@@ -137,12 +137,16 @@ class Leases:
 
     def close(self) -> None:
         """Give everything back, and renew nothing more."""
-        self._ended.set()
-        self._thread.join()
+        self.lapse()
         try:
             self.give_back(*self._until)
         except (QntxError, SQLAlchemyError) as error:
             logger.warning("leases are not given back and will expire: %s", error)
+
+    def lapse(self) -> None:
+        """Renew nothing more and give nothing back: what is held runs out, as that of the dead."""
+        self._ended.set()
+        self._thread.join()
 
     def _run(self) -> None:
         while not self._ended.wait(self.seconds / 3):

@@ -30,6 +30,7 @@ from qntx_es.testing.scenario import Scenario, scenario
 if TYPE_CHECKING:
     from qntx_es.recorders.exercise import exercise_recorders
     from qntx_es.testing.checks import replay_consistency
+    from qntx_es.testing.living import machine
     from qntx_es.testing.log_exercise import exercise_log
     from qntx_es.testing.strategies import attestations, from_log
 
@@ -37,6 +38,7 @@ _LATER = {
     "exercise_log": "testing.log_exercise",
     "exercise_recorders": "recorders.exercise",
     "attestations": "testing.strategies",
+    "machine": "testing.living",
     "from_log": "testing.strategies",
     "replay_consistency": "testing.checks",
 }
@@ -59,6 +61,7 @@ __all__ = [
     "fold",
     "from_log",
     "lift",
+    "machine",
     "poll",
     "rebuild",
     "replay",

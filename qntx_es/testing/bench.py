@@ -7,7 +7,7 @@ that crashes takes the whole run with it.
 
 import atexit
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from sqlalchemy import event
 
 from qntx_es.domain import Domain
 from qntx_es.host import Host
+from qntx_es.pulse import pulse
 from qntx_es.testing.circumstances import stand_in_for_sql
 from qntx_es.testing.postgres import PostgresServer
 
@@ -49,9 +50,9 @@ class Place:
 
     url: str
 
-    def open(self, domain: Domain, clock: Callable[[], int]) -> Host:
-        """Open a host with the domain."""
-        host = Host(self.url, [domain], clock=clock)
+    def open(self, domains: Iterable[Domain], clock: Callable[[], int]) -> Host:
+        """Open a host with the domains."""
+        host = Host(self.url, _without_pulse(domains), clock=clock)
         if host.database.is_sqlite:
             event.listen(host.database.engine, "connect", _prepare)
         host.get_ready()
@@ -59,14 +60,14 @@ class Place:
 
 
 class Bench:
-    """Fresh databases of one kind, with the tables of one domain."""
+    """Fresh databases of one kind, with the tables of some domains."""
 
-    def __init__(self, kind: Kind, domain: Domain) -> None:
+    def __init__(self, kind: Kind, *domains: Domain) -> None:
         self.kind = kind
         self._folder = Path(mkdtemp(prefix="qntx-testing-"))
         finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._made = 0
-        self._template = self._made_once(domain)
+        self._template = self._made_once(domains)
 
     @contextmanager
     def database(self) -> Iterator[Place]:
@@ -88,13 +89,18 @@ class Bench:
         finally:
             server.drop_database(url)
 
-    def _made_once(self, domain: Domain) -> str:
+    def _made_once(self, domains: Iterable[Domain]) -> str:
         path = self._folder / "template.db"
         is_sqlite = self.kind == "sqlite"
         url = f"sqlite:///{path}" if is_sqlite else postgres_server().create_database()
-        with Host(url, [domain]) as host:
+        with Host(url, _without_pulse(domains)) as host:
             host.upgrade()
         return str(path) if is_sqlite else url
+
+
+def _without_pulse(domains: Iterable[Domain]) -> list[Domain]:
+    """Return what a host must be given: Pulse is there anyway."""
+    return [one for one in domains if one.name != pulse.name]
 
 
 def kinds_of(on: On) -> tuple[Kind, ...]:

@@ -116,7 +116,7 @@ def _check(  # noqa: PLR0913, PLR0917 - the parts of a test
     stage.subject.reached.clear()
     contexts: set[str] = set()
     drawn = strategies.attestations(domain) if histories is None else histories
-    asked = _settings(examples)
+    asked = settings_of(examples)
     _try(stage, checks, kind, drawn, asked, contexts, reproduced)
     for payload in _unreached(stage, contexts) if histories is None else ():
         # By chance alone nobody spoke of it: a few examples that do.
@@ -189,11 +189,12 @@ def _is_consistent(
     return not by_hash_seed and not differences(domain, folded, planned)
 
 
-def _settings(examples: int | None) -> settings:
+def settings_of(examples: int | None, by_default: int = EXAMPLES) -> settings:
+    """Return Hypothesis' settings for so many examples: of the profile, or else ours."""
     told_by_profile = settings().max_examples
     is_default = told_by_profile == settings.get_profile("default").max_examples
     return settings(
-        max_examples=examples or (EXAMPLES if is_default else told_by_profile),
+        max_examples=examples or (by_default if is_default else told_by_profile),
         deadline=None,
         phases=[one for one in settings().phases if one is not Phase.explain],  # traces every line
         print_blob=True,

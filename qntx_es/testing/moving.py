@@ -10,8 +10,10 @@ from sqlalchemy import Connection, MetaData, Table, select
 from qntx_es import faults
 from qntx_es.domain import Domain
 from qntx_es.errors import LeaseLost
+from qntx_es.host import Host
 from qntx_es.projections.batch import Step as Moved
 from qntx_es.projections.digest import as_stored
+from qntx_es.projections.runner import Runner
 from qntx_es.testing.bench import Clock, Place
 from qntx_es.testing.subject import Subject
 
@@ -35,14 +37,13 @@ class Moving:
         self._place = place
         self._is_watched = is_watched
         self._watched: list[tuple[int, TableRows]] = []
-        self.host = place.open(domain, self.clock)
+        self.host = place.open([domain], self.clock)
 
     def poll(self, count: int, until: int | None = None) -> list[Moved]:
         """Run a batch of each range, and return what it did."""
         moved = []
-        for runner in self.host._projectors[self.name].runners:  # noqa: SLF001 - a host chooses its sizes by time
+        for runner in runners_of(self.host, self.name):
             runner.size = count
-            runner.stopping = _AT_ONCE
             moved.append(runner.advance(eager=True, until=until))
         if self._is_watched:
             self._watched.append((min(one.position for one in moved), self.rows()))
@@ -70,6 +71,14 @@ class Moving:
     def close(self) -> None:
         """End the process."""
         self.host.close()
+
+
+def runners_of(host: Host, name: str) -> list[Runner]:
+    """Return what moves a domain in a host, waiting for nothing; a host chooses sizes by time."""
+    runners = host._projectors[name].runners  # noqa: SLF001 - driven by hand, batch by batch
+    for runner in runners:
+        runner.stopping = _AT_ONCE
+    return runners
 
 
 def rows_of(connection: Connection, table: Table, name: str | None = None) -> tuple[Values, ...]:

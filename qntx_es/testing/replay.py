@@ -249,7 +249,7 @@ class _Run(Moving):
     def _restart(self) -> None:
         self.close()
         self.subject.restart()
-        self.host = self._place.open(self._domain, self.clock)
+        self.host = self._place.open([self._domain], self.clock)
 
     def _rebuild(self, step: Rebuild) -> None:
         self._mend()
@@ -284,7 +284,7 @@ class _Run(Moving):
         travelled = {} if error else self._travelled()
         return Outcome(
             rows=self.rows(),
-            derived={one.id: _bytes_of(one) for one in said if not one.context.startswith("qntx.")},
+            derived={one.id: bytes_of(one) for one in said if not one.context.startswith("qntx.")},
             travelled=travelled,
             drifted=tuple(self._drifted),
             error=error,
@@ -346,7 +346,8 @@ class _Fold(Moving):
             pass
 
 
-def _bytes_of(recorded: Any) -> bytes:  # noqa: ANN401 - as the log has it
+def bytes_of(recorded: Any) -> bytes:  # noqa: ANN401 - as the log has it
+    """Return an attestation's bytes as the log has them: what makes two the same statement."""
     tags = recorded.row[11] or ""
     parts = (recorded.context, recorded.actor, recorded.entity, str(recorded.schema_version))
     return "\x00".join((*parts, recorded.text, tags)).encode()

@@ -71,7 +71,7 @@ def told(
     parts = [
         f"{stage.subject.domain.name} gives other rows {_title(plan)}",
         f"The shortest log and plan that show it, {spoken(plan)}:\n{history}",
-        _table(found, position, handlers),
+        table_of(found, position, handlers),
         _likely(stage, cause, handlers),
         again,
     ]
@@ -188,7 +188,10 @@ def _model(payload: Payload) -> str:
 # The difference.
 
 
-def _table(found: Sequence[Difference], position: int | None, handlers: Handlers) -> str:
+def table_of(
+    found: Sequence[Difference], position: int | None = None, handlers: Handlers = ()
+) -> str:
+    """Return what differs as a table, the first position and its handlers marked if known."""
     mark = "" if position is None else f"   <- first at position {position}"
     if position is not None and handlers:
         mark += f", handler {', '.join(one.name for one in handlers)}"

@@ -218,6 +218,13 @@ def _begun(  # noqa: PLR0913, PLR0917 - the parts of a history
     return histories()
 
 
+def renumbered(said: Attestation, number: int) -> Attestation:
+    """Return an attestation that was drawn with the id of another place."""
+    kind = said.payload_class
+    payload = said.payload if kind is None else kind.model_validate_json(said.text)
+    return _Said(payload, said.entity, said.actor, said.context, said.schema_version).at(number)
+
+
 def _numbered(said: Sequence[_Said]) -> History:
     return [one.at(number) for number, one in enumerate(said, 1)]
 
