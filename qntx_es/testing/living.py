@@ -48,7 +48,12 @@ HOUR = 3_600
 # Forward and back, less and more than a lease.
 JUMPS = (1, HOUR // 2, 2 * HOUR, -HOUR // 2, -2 * HOUR)
 CRASHES = (*(one for one in faults.POINTS if one.startswith("append.")), *POINTS, *REBUILD_POINTS)
-IN_BATCH = tuple(one for one in POINTS if one.startswith("batch."))
+# Beside a commit twice: there what was to be one transaction comes apart.
+IN_BATCH = (
+    "batch.before_commit",
+    "batch.after_commit",
+    *(one for one in POINTS if one.startswith("batch.")),
+)
 # Where a batch holds no write transaction yet, for which another process would have to wait.
 STANDS = ("batch.after_look", "batch.after_read")
 MEANWHILE = ("rebuild.after_planned", "rebuild.after_fill", "rebuild.before_fence")
@@ -136,9 +141,16 @@ class Living(RuleBasedStateMachine):
         self._take("crash_at", point=point)
 
     @_has("crash")
-    @rule(process=_PROCESSES, domain=_NAMES, count=_SIZES, point=st.sampled_from(IN_BATCH))
-    def crash_in_batch(self, process: int, domain: str, count: int, point: str) -> None:
+    @rule(
+        said=_SAID,
+        process=_PROCESSES,
+        domain=_NAMES,
+        count=_SIZES,
+        point=st.sampled_from(IN_BATCH),
+    )
+    def crash_in_batch(self, said: Said, process: int, domain: str, count: int, point: str) -> None:
         """Run a batch in which the process dies: what chance would seldom put together."""
+        self._take("append", said=self._new(said))
         self._take("crash_at", point=point)
         self._take("poll", number=process, name=domain, count=count)
 
