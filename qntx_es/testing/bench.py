@@ -63,7 +63,7 @@ class Bench:
     """Fresh databases of one kind, with the tables of some domains."""
 
     def __init__(self, kind: Kind, *domains: Domain) -> None:
-        self.kind = kind
+        self.kind: Kind = kind
         self._folder = Path(mkdtemp(prefix="qntx-testing-"))
         finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._made = 0

@@ -396,6 +396,7 @@ class House:
             connection.execute(update(leases).where(theirs).values(expires_at=0))
 
     def _catch_up(self) -> None:
+        behind: list[str] = []
         for _ in range(ROUNDS_MAX):
             for number, name in ((at, name) for at in range(HOSTS) for name in self.names):
                 self.poll(number, name, REST)
