@@ -202,7 +202,7 @@ def test_a_failure_tells_its_steps_and_the_difference() -> None:
     failure = failure_of(broken, faults=())
 
     assert "The fewest steps that show it:" in str(failure)
-    assert "append(said=[" in str(failure)
+    assert "(said=[" in str(failure)
 
 
 def test_the_arguments_are_checked() -> None:
