@@ -50,6 +50,7 @@ from qntx_es.projections.digest import digest
 from qntx_es.tables import cursors
 
 BOUND = 60.0
+PAUSE_SECONDS = 0.005
 ACCOUNTS = 40
 HostOf = Callable[..., Host]
 
@@ -812,7 +813,7 @@ def test_an_inline_domain_is_rebuilt_while_jobs_are_requested(host_of: HostOf) -
     asked: list[str] = []
 
     def ask() -> None:
-        while not stopping.is_set():
+        while not stopping.wait(PAUSE_SECONDS):
             asked.append(host.append(work.request(entity="repo")).id)
 
     with host.running(), in_threads(ask) as troubles:
