@@ -460,7 +460,7 @@ class SwapBusy(QntxError):
 
 
 class WaitTimeout(QntxError):
-    """A projector did not reach the position in time. `qntx-es projections status` says why."""
+    """The position was not reached in time. `qntx-es projections status` says why."""
 
 
 # Pulse.

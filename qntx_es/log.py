@@ -1,11 +1,13 @@
-"""The ordered attestations: append, read, head. There is no update and no delete.
+"""The ordered attestations: append, read, head, wait_for. There is no update and no delete.
 
 Reading goes forward in pieces, each in a transaction of its own: a reader of a long log holds no
 snapshot, and what it has seen stays seen, since positions never change behind it.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import overload
 
 from sqlalchemy import Connection, func, select
@@ -22,7 +24,7 @@ from qntx_es.ax import Ax, Span
 from qntx_es.conditions import condition_of
 from qntx_es.database import Database
 from qntx_es.digests import EMPTY, DigestChain, LogDigest
-from qntx_es.errors import ConditionNeedsOwnTransaction, LogRegression
+from qntx_es.errors import ConditionNeedsOwnTransaction, LogRegression, WaitTimeout
 from qntx_es.searches import Explained, bounds, explain, head_of, searched
 from qntx_es.sequencer import Receipt, Sequencer, Turn
 from qntx_es.sessions import AnySession, after_commit, connection_of
@@ -31,6 +33,8 @@ from qntx_es.tables import attestations, digests, epochs
 READ_ROWS = 1_000
 DIGEST_EVERY = 10_000
 AX_SECONDS = 5.0
+# How long at most until what another process has appended is seen by who waits for it.
+LOOK_SECONDS = 0.05
 COLUMNS = tuple(attestations.c[name] for name in RECORDED_COLUMNS)
 
 
@@ -170,6 +174,22 @@ class Log:
         """Return the largest position: 1…head are all committed and readable. 0 is empty."""
         with self._database.read() as connection:
             return head_of(connection)
+
+    def wait_for(self, position: int, timeout: timedelta | float = timedelta(seconds=10)) -> None:
+        """Return once `position` can be read, whoever appends it. Raises `WaitTimeout`.
+
+        What waits in the inbox is given its position here, if nobody else does so.
+        """
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        deadline = time.monotonic() + seconds
+        while (head := self.head()) < position:
+            self._sequencer.look_again()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise WaitTimeout(
+                    f"the log is at {head} and did not reach {position} in {seconds:g} s"
+                )
+            self._sequencer.wait_for_growth(min(left, LOOK_SECONDS))
 
     def digest(self, after: LogDigest = EMPTY) -> LogDigest:
         """Return the digest of all up to the head as it is now, going on from one that is known.

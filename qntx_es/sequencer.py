@@ -12,12 +12,12 @@ the lock is held, the inbox is empty, and what is read is exactly the head.
 """
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from threading import Lock
 from typing import Any, Protocol, TypeAlias
 
 from sqlalchemy import Connection, Executable
@@ -155,12 +155,13 @@ class Sequencer:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._queue: deque[_Ticket] = deque()
-        self._leading = Lock()
+        self._leading = threading.Lock()
         self._kinship = Kinship(database)
         self.inline: InlineFold | None = None
         # Called behind a commit by which the log has grown, or may have: by which contexts, or by
         # None if that is not known.
         self.grown: Callable[[Grown], None] = _nobody_waits
+        self._growth = threading.Condition()
 
     def check(self) -> None:
         """Raise `UnsupportedDatabase` unless the lock locks: on some servers it does nothing."""
@@ -228,7 +229,7 @@ class Sequencer:
             faults.point("append.before_commit")
         faults.point("append.after_commit")
         if receipts:
-            self.grown(_contexts(chosen))
+            self._tell(_contexts(chosen))
         return receipts
 
     def _append_if(
@@ -250,7 +251,7 @@ class Sequencer:
             receipts = self._sequence(connection, attestations, head, now, numbers)
             faults.point("append.before_commit")
         faults.point("append.after_commit")
-        self.grown(_contexts(attestations))
+        self._tell(_contexts(attestations))
         return receipts
 
     @contextmanager
@@ -302,12 +303,12 @@ class Sequencer:
         if not self._database.is_sqlite:
             with self._locked():
                 pass
-        self.grown(None)
+        self._tell(None)
 
     def follow_commit(self) -> None:
         """Give positions to what a caller's transaction has just left, if nobody else does."""
         self.look_again()
-        self.grown(None)
+        self._tell(None)
 
     def catch_up_inline(self) -> None:
         """Let the inline projectors follow the log, where a rebuild or a failure held them up."""
@@ -352,7 +353,7 @@ class Sequencer:
             for ticket in group:
                 ticket.is_done = True
         faults.point("append.after_commit")
-        self.grown(_contexts(one for ticket in group for one in ticket.attestations))
+        self._tell(_contexts(one for ticket in group for one in ticket.attestations))
 
     def _sequence_ticket(
         self, connection: Connection, ticket: _Ticket, head: Head, now: int
@@ -386,7 +387,7 @@ class Sequencer:
             return self._receipts_of_dropped(attestations)
         if not appended.is_done:
             self.look_again()
-        self.grown(_contexts(fresh))
+        self._tell(_contexts(fresh))
         positions = {one.id: appended.head + n for n, one in enumerate(fresh, 1)}
         return [Receipt(one.id, positions[one.id]) for one in attestations]
 
@@ -407,7 +408,7 @@ class Sequencer:
             if receipts is None:
                 return self._receipts_of_dropped(attestations)
             self.look_again()
-            self.grown(_contexts(attestations))
+            self._tell(_contexts(attestations))
             return receipts
 
     def _append_if_free(self, attestations: Sequence[Attestation]) -> list[Receipt] | None:
@@ -441,7 +442,7 @@ class Sequencer:
             known = self._wait_for(ids)
         except LogBusy as error:
             raise PositionPending from error
-        self.grown(_contexts(attestations))
+        self._tell(_contexts(attestations))
         # Where a twin was in the log first, the pass has set the whole of this append aside.
         _unknown(attestations, known)
         return [Receipt(one, known[one].position) for one in ids]
@@ -473,6 +474,16 @@ class Sequencer:
                 pass
         except (QntxError, SQLAlchemyError) as error:
             logger.info("no pass was made after a commit: %s", error)
+
+    def wait_for_growth(self, seconds: float) -> None:
+        """Return when the log has grown by somebody in this process, or after so many seconds."""
+        with self._growth:
+            self._growth.wait(seconds)
+
+    def _tell(self, contexts: Grown) -> None:
+        with self._growth:
+            self._growth.notify_all()
+        self.grown(contexts)
 
     def _pass_if_free(self) -> bool:
         """Make a pass, or find that nothing is to be done or another has the lock."""

@@ -3,11 +3,14 @@
 Every test that touches a database runs on both, so none can rely on one of them unawares.
 
 Tests are named for what they promise. What the order of the log and the projections have to stand
-has a name as well, short enough to ask for: `pytest -m gap` runs whatever holds that one.
+has a name as well, short enough to ask for: `pytest -m gap` runs whatever holds that one. So have
+the properties, and the layers that their tests are of, as `docs/properties.md` says: `-m P8`.
 """
 
 import os
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -70,10 +73,59 @@ NAMES = {
 }
 
 
+TESTS = Path(__file__).parent
+_ROW = re.compile(r"^\| (P\d+)? ?\|([^|]*)\| (?:`([^`]+)`)? ?\|([^|]*)\|([^|]*)\|$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Held:
+    """That a property is held by a test (`file::name`), as the page says; "" where none is yet."""
+
+    number: str
+    promise: str
+    test: str
+    on: str
+    layers: tuple[str, ...]
+
+
+def read_properties() -> list[Held]:
+    """Read the page of properties."""
+    found: list[Held] = []
+    for row in _ROW.findall((TESTS.parent / "docs/properties.md").read_text()):
+        number, promise, test, on, layers = (one.strip() for one in row)
+        if not number:
+            number, promise = found[-1].number, found[-1].promise
+        found.append(Held(number, promise, test, on, tuple(filter(None, layers.split(", ")))))
+    return found
+
+
+PROPERTIES = read_properties()
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Make a marker of each name."""
-    for name, what in NAMES.items():
+    """Make a marker of each name, and of each property."""
+    named = NAMES | {one.number: one.promise for one in PROPERTIES}
+    for name, what in named.items():
         config.addinivalue_line("markers", f"{name}: {what}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what holds a property by it, and by the layer that it is of."""
+    held: dict[str, set[str]] = {}
+    for one in PROPERTIES:
+        held.setdefault(one.test, set()).update({one.number, *one.layers} - {"nightly"})
+    for item in items:
+        if item.path.is_relative_to(TESTS):
+            test = f"{item.path.relative_to(TESTS)}::{item.name.partition('[')[0]}"
+            for marker in sorted(held.get(test, ())):
+                item.add_marker(marker)
+
+
+@pytest.fixture
+def properties() -> list[Held]:
+    """Return what holds the properties."""
+    return PROPERTIES
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from hashlib import sha256
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sqlalchemy import Connection, text
 
 from qntx_es import Attestation, CorruptAttestation, LogDigest, LogRegression
@@ -136,6 +138,31 @@ def test_one_changed_value_changes_it_there_and_ever_after(
     after = digests(log)
     assert after[:1] == before[:1]
     assert all(one != other for one, other in zip(after[1:], before[1:], strict=True))
+
+
+def test_one_changed_byte_changes_it_there_and_ever_after(database: Database, log: Log) -> None:
+    """Whichever byte of a stored payload becomes another, each digest from there on is another."""
+    log.append(said(n) for n in range(4, 7))
+    before = digests(log)
+    texts = [one.text for one in log.read()]
+
+    @settings(max_examples=max(25, settings().max_examples // 4), deadline=None)
+    @given(st.data())
+    def is_found(data: st.DataObject) -> None:
+        position = data.draw(st.integers(1, len(texts)), "position")
+        kept = texts[position - 1]
+        digit = data.draw(st.sampled_from([n for n, one in enumerate(kept) if one.isdigit()]))
+        other = data.draw(st.sampled_from([one for one in "0123456789" if one != kept[digit]]))
+        change(database, position, "payload", kept[:digit] + other + kept[digit + 1 :])
+
+        after = digests(log)
+
+        change(database, position, "payload", kept)
+        assert after[: position - 1] == before[: position - 1]
+        assert not set(after[position - 1 :]) & set(before)
+
+    is_found()
+    assert digests(log) == before
 
 
 def test_a_hole_is_named(database: Database, log: Log) -> None:

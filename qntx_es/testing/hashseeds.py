@@ -8,7 +8,7 @@ import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from qntx_es.domain import Domain
-from qntx_es.testing.interpreters import Interpreters, Parting, ReplayNotRun
+from qntx_es.testing.interpreters import Interpreters, Parting, ReplayNotRun, Touch
 
 logger = logging.getLogger(__name__)
 
@@ -39,3 +39,12 @@ def ask_by_hash_seed(domain: Domain, exported: bytes) -> "Future[bool | None]":
 def parting_of(domain: Domain, exported: bytes) -> Parting | None:
     """Return where interpreters with other hash seeds part, None where they agree."""
     return _interpreters.parting(domain, exported)
+
+
+def touches_of(domain: Domain, exported: bytes) -> tuple[Touch, ...]:
+    """Return what handlers reach for beside their arguments; nothing where nobody can be asked."""
+    try:
+        first, *_ = _interpreters.replay(domain, exported).values()
+    except ReplayNotRun:
+        return ()  # the check has said so already
+    return first.touches

@@ -15,7 +15,7 @@ import pytest
 
 from qntx_es.attestation import Attestation, Json, Recorded
 from qntx_es.ax import Ax, Glob
-from qntx_es.errors import AppendConditionFailed, ConflictingAttestation, TooMany
+from qntx_es.errors import AppendConditionFailed, ConflictingAttestation, TooMany, WaitTimeout
 from qntx_es.sequencer import APPEND_MAX
 from qntx_es.services import Said
 
@@ -25,7 +25,7 @@ JOIN_SECONDS_MAX = 60.0
 
 
 class AnyLog(Protocol):
-    """A log: append, read, get, head. There is no update and no delete."""
+    """A log: append, read, get, head, wait_for. There is no update and no delete."""
 
     @overload
     def append(
@@ -68,6 +68,10 @@ class AnyLog(Protocol):
 
     def head(self) -> int:
         """Return the largest position; 0 is empty."""
+        ...
+
+    def wait_for(self, position: int, timeout: float = 10.0) -> None:
+        """Return once `position` can be read, whoever appends it, or raise `WaitTimeout`."""
         ...
 
 
@@ -178,6 +182,33 @@ class LogExercise:
 
             assert log.head() == receipt.position == n
             assert entities(log.read(after=n - 1)) == [str(n)]
+
+    # Waiting.
+
+    def test_whoever_waits_goes_on_once_it_can_be_read(self, log: AnyLog) -> None:
+        """Nobody is let go before the position he waits for can be read, or is kept longer."""
+        seen: list[list[str]] = []
+
+        def wait() -> None:
+            log.wait_for(GROUPS, JOIN_SECONDS_MAX)
+            seen.append(entities(log.read(limit=GROUPS)))
+
+        def append() -> None:
+            for n in range(GROUPS):
+                log.append(said(str(n)))
+
+        in_threads(wait, wait, append)
+
+        assert seen == [[str(n) for n in range(GROUPS)]] * 2
+
+    def test_nobody_waits_for_ever(self, log: AnyLog) -> None:
+        """What is there already is not waited for, and what does not come is given up by name."""
+        log.append(said())
+
+        log.wait_for(0, 0.0)
+        log.wait_for(1, 0.0)
+        with pytest.raises(WaitTimeout):
+            log.wait_for(2, 0.01)
 
     # Groups.
 
@@ -305,6 +336,15 @@ class OpenedAgain:
 
             assert positions == [1, 2, 3, 4]
             assert list(log.read()) == list(other.read())
+
+    def test_what_another_opening_appends_is_waited_for(
+        self, log: AnyLog, again: Callable[[], Opening]
+    ) -> None:
+        """Whoever waits hears of what comes by another way in."""
+        with again() as other:
+            in_threads(lambda: log.wait_for(1, JOIN_SECONDS_MAX), lambda: other.append(said()))
+
+            assert log.head() == 1
 
     def test_what_is_acknowledged_outlives_closing(
         self, log: AnyLog, again: Callable[[], Opening]

@@ -16,7 +16,7 @@ from qntx_es.errors import InconsistentReplay
 from qntx_es.testing.bench import Kind
 from qntx_es.testing.causes import REFUSED, Cause, cause_of
 from qntx_es.testing.differences import Difference, differences
-from qntx_es.testing.hashseeds import differs_by_hash_seed, parting_of
+from qntx_es.testing.hashseeds import differs_by_hash_seed, parting_of, touches_of
 from qntx_es.testing.moving import TableRows
 from qntx_es.testing.plans import (
     Append,
@@ -37,6 +37,8 @@ Handlers: TypeAlias = Sequence[ProjectHandler | DeriveHandler]
 
 LINES_MAX = 12
 WIDTH_MAX = 40
+TOUCHES_MAX = 3
+SPOKEN = {"open": "opens", "connect": "connects to"}
 
 
 def told(
@@ -58,6 +60,7 @@ def told(
             f"The shortest log that shows it:\n{history}",
             _parted(stage, planned),
             _likely(stage, cause_of(stage, log, plan, kind), _handlers_at(stage, log, len(log))),
+            _touched(stage, planned),
             again,
         ]
         return InconsistentReplay("\n\n".join(filter(None, parts)), cause="hashseed")
@@ -73,6 +76,7 @@ def told(
         f"The shortest log and plan that show it, {spoken(plan)}:\n{history}",
         table_of(found, position, handlers),
         _likely(stage, cause, handlers),
+        _touched(stage, planned),
         again,
     ]
     return InconsistentReplay("\n\n".join(filter(None, parts)), cause=cause.name)
@@ -277,6 +281,14 @@ def _likely(stage: Stage, cause: Cause, handlers: Handlers) -> str:
     if cause.innocent:
         lines.append(f"Not the cause: {', '.join(cause.innocent)} (each tried alone).")
     return "\n".join(lines)
+
+
+def _touched(stage: Stage, planned: Outcome) -> str:
+    """Name the files and servers that handlers reach for: a hint, since that alone is no bug."""
+    found = touches_of(stage.subject.domain, planned.exported)
+    told = [f"`{one.handler}` {SPOKEN[one.verb]} {one.target}" for one in found[:TOUCHES_MAX]]
+    more = [f"{len(found) - TOUCHES_MAX} more"] if len(found) > TOUCHES_MAX else []
+    return f"Seen meanwhile: {'; '.join((*told, *more))}." if told else ""
 
 
 def _place(function: Callable[..., Any]) -> str:

@@ -68,6 +68,13 @@ class LateHead(Lossy):
         return max(0, self._log.head() - 1)
 
 
+class Impatient(Lossy):
+    """It lets go at once whoever waits."""
+
+    def wait_for(self, *_: Any) -> None:  # noqa: ANN401 - as ours has it
+        """Wait for nothing."""
+
+
 class OneByOne(Lossy):
     """It lets others in between the attestations of one append."""
 
@@ -116,6 +123,7 @@ class Anew(Lossy):
     ("wrong", "found_by"),
     [
         (LateHead, "test_what_is_acknowledged_is_read_at_once"),
+        (Impatient, "test_nobody_waits_for_ever"),
         (OneByOne, "test_other_bytes_under_a_known_id_are_refused"),
         (Unconditional, "test_what_must_not_have_been_said_refuses"),
         (Unconditional, "test_of_conflicting_decisions_one_is_kept"),
