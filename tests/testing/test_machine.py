@@ -5,6 +5,7 @@ from typing import Any
 from unittest import TestCase
 
 import pytest
+from hypothesis import settings
 from sqlalchemy import Column, Connection, Integer, String, update
 
 from domains.code import code
@@ -15,10 +16,8 @@ from qntx_es.projections import batch
 from qntx_es.projections.cursor import Cursor
 from qntx_es.sequencer import Sequencer
 from qntx_es.tables import cursors
-from qntx_es.testing import InconsistentReplay, machine
-from qntx_es.testing.bench import Bench
-from qntx_es.testing.house import opened
-from qntx_es.testing.replay import stage_of
+from qntx_es.testing import InconsistentReplay, living, machine
+from qntx_es.testing.checks import settings_of
 
 EXAMPLES_MAX = 200
 
@@ -123,16 +122,10 @@ def test_what_is_derived_beside_the_batch_is_found(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(batch.Batches, "__init__", begin_late)
 
-    shop, _ = shop_and_till()
-    stage = stage_of(shop)
-    with opened([stage], Bench("sqlite", stage.subject.live)) as house:
-        house.append([shop.attest(Ordered(), entity="a")])
-        house.crash_at("batch.after_commit")
-        house.poll(0, "shop", 1)
-        with pytest.raises(InconsistentReplay) as failed:
-            house.settle()
+    failure = failure_of(*shop_and_till(), faults={"crash"})
 
-    assert failed.value.cause == "derived", str(failed.value)
+    assert failure.cause == "derived", str(failure)
+    assert "crash_at(" in str(failure)
 
 
 def test_a_domain_that_reads_its_neighbours_rows_is_found() -> None:
@@ -203,6 +196,18 @@ def test_a_failure_tells_its_steps_and_the_difference() -> None:
 
     assert "The fewest steps that show it:" in str(failure)
     assert "(said=[" in str(failure)
+
+
+def test_a_failure_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn from the same seed, the machine goes the same way and tells the same."""
+    monkeypatch.setattr(batch, "advance", advance_anyway)
+    monkeypatch.setattr(
+        living, "settings_of", lambda *told: settings(settings_of(*told), derandomize=True)
+    )
+
+    once, again = (str(failure_of(*shop_and_till(), faults={"lease"})) for _ in range(2))
+
+    assert once == again
 
 
 def test_the_arguments_are_checked() -> None:
