@@ -92,9 +92,9 @@ class Rooms:
     per_key: dict[str, int] = field(default_factory=dict)
     weights: dict[str, int] = field(default_factory=dict)
 
-    def of(self, handler: str) -> int:
+    def of(self, handler: str, queue: str) -> int:
         """Return how many of a handler may be started, as far as that is known before its keys."""
-        of_queue = self.queues.get(self.queue_of.get(handler, ""), NO_LIMIT)
+        of_queue = self.queues.get(queue, NO_LIMIT)
         return max(0, min(self.handlers.get(handler, NO_LIMIT), of_queue))
 
     def take(self, one: Candidate) -> bool:
@@ -102,7 +102,7 @@ class Rooms:
         budget = self.budget_of.get(one.handler)
         key = (one.handler, one.key)
         if (
-            self.of(one.handler) < 1
+            self.of(one.handler, one.queue) < 1
             or self.slots.get(one.runs, 0) < min(one.effort, 1.0) - 1e-9
             or self.keys.get(key, 1) < 1
             or (budget is not None and self.budgets.get(budget, NO_LIMIT) < one.cost)
@@ -193,11 +193,13 @@ class Claims:
         wide: dict[str, int] = {}
         for name, offer in sorted(self.offers.items()):
             free = rooms.slots.get(offer.handler.options.runs, 0)
-            room = min(rooms.of(name), CLAIM_MAX, max(1, int(free / offer.effort)))
+            room = min(
+                rooms.of(name, rooms.queue_of[name]), CLAIM_MAX, max(1, int(free / offer.effort))
+            )
             if room < 1 or free <= 0:
                 continue
             if name in rooms.per_key:
-                yield from self._by_key(turn, name, rooms, now)
+                yield from self._by_key(turn, name, rooms, room, now)
             else:
                 wide[name] = room
         for lane in _portions(sorted(wide)):
@@ -237,31 +239,40 @@ class Claims:
             return turn.connection.execute(_LANES, asked).all()
         return turn.connection.execute(_DUE_LANES, {**asked, "now": now}).all()
 
-    def _by_key(self, turn: Turn, handler: str, rooms: Rooms, now: datetime) -> Iterator[Candidate]:
-        """Yield the first job of each key that has room: keys take turns."""
-        per_key = rooms.per_key[handler]
+    def _by_key(
+        self, turn: Turn, handler: str, rooms: Rooms, room: int, now: datetime
+    ) -> list[Candidate]:
+        """Return the first job of each key that has room, of so many keys: keys take turns."""
+        keys = self._keys_after(turn, handler, rooms.per_key[handler])
+        free = [key for key, has in keys.items() if has > 0]
+        found: dict[str, Candidate] = {}
+        for first in range(0, len(free), CLAIM_MAX):
+            asked = free[first : first + CLAIM_MAX]
+            values = {
+                "handler": handler,
+                "keys": json.dumps(asked) if self._is_sqlite else asked,
+                "now": now,
+            }
+            rows = turn.connection.execute(_FIRST_ON_SQLITE if self._is_sqlite else _FIRST, values)
+            found |= {row.key: self._candidate(row, rooms) for row in rows}
+            if len(found) >= room:
+                break
+        served = [key for key in free if key in found][:room]
+        # Where nobody was found, the next claim looks at others.
+        self._after[handler] = next(reversed(served or list(keys)), "")
+        rooms.keys |= {(handler, key): keys[key] for key in served}
+        return [found[key] for key in served]
+
+    def _keys_after(self, turn: Turn, handler: str, per_key: int) -> dict[str, int]:
+        """Return the keys that wait, from where the last claim ended, and the room of each."""
         keys: dict[str, int] = {}
         for after in dict.fromkeys((self._after.get(handler, ""), "")):
-            asked: dict[str, Any] = {"handler": handler, "after": after, "hops": HOPS_MAX}
-            hops = turn.connection.execute(_HOPS, asked).all()
-            keys |= {row.key: per_key - row.running for row in hops}
-            if len(hops) >= HOPS_MAX or len(keys) >= CLAIM_MAX:
+            asked = {"handler": handler, "after": after, "hops": HOPS_MAX}
+            for row in turn.connection.execute(_HOPS, asked):
+                keys.setdefault(row.key, per_key - row.running)
+            if len(keys) >= HOPS_MAX:
                 break
-        free = [key for key, room in keys.items() if room > 0][:CLAIM_MAX]
-        if not free:
-            self._after[handler] = max(keys, default="")
-            return
-        self._after[handler] = free[-1]
-        for key in free:
-            rooms.keys[handler, key] = keys[key]
-        first = _FIRST_ON_SQLITE if self._is_sqlite else _FIRST
-        asked = {
-            "handler": handler,
-            "keys": json.dumps(free) if self._is_sqlite else free,
-            "now": now,
-        }
-        for row in turn.connection.execute(first, asked):
-            yield self._candidate(row, rooms)
+        return keys
 
 
 def rooms_of(
