@@ -19,10 +19,32 @@ from qntx_es.errors import QntxError, did_you_mean
 
 DATABASE_URL = "sqlite:///qntx.db"
 FILE = "qntx.toml"
+WINDOW = r"^([1-9]\d{0,5})?[smhd]$"
+RATE = r"^[1-9]\d{0,8}/([1-9]\d{0,5})?[smhd]$"
 
 
 class InvalidConfig(QntxError):
     """A setting is unknown or has a value it cannot have."""
+
+
+class QueueSettings(BaseModel):
+    """The limits of a queue: at once, starts in any window (`"100/m"`), and its share of turns."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    limit: int | None = Field(default=None, ge=0, lt=2**31)
+    rate: str | None = Field(default=None, pattern=RATE)
+    weight: int = Field(default=1, ge=1, le=1_000)
+
+
+class BudgetSettings(BaseModel):
+    """How much of a unit may be spent in any window, such as `"1d"`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unit: str = Field(default="EUR", max_length=64)
+    amount: float = Field(ge=0, le=1_000_000)
+    window: str = Field(default="1d", pattern=WINDOW)
 
 
 class Settings(BaseModel):
@@ -33,6 +55,8 @@ class Settings(BaseModel):
     database_url: str = DATABASE_URL
     domains: tuple[str, ...] = ()
     job_threads: int = Field(default=4, ge=1, le=256)
+    queues: Mapping[str, QueueSettings] = Field(default_factory=dict)
+    budgets: Mapping[str, BudgetSettings] = Field(default_factory=dict)
     lock_seconds: float = Field(default=10.0, ge=0.01, le=3_600)
     lease_seconds: float = Field(default=15.0, ge=0.1, le=3_600)
     batch_seconds: float = Field(default=60.0, ge=0.1, le=86_400)
@@ -97,4 +121,6 @@ _FILE_KEYS = {
     ("database", "lock_seconds"): "lock_seconds",
     ("domains", "enabled"): "domains",
     ("pulse", "threads"): "job_threads",
+    ("pulse", "queues"): "queues",
+    ("pulse", "budgets"): "budgets",
 }

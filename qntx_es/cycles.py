@@ -15,7 +15,7 @@ from tokenize import TokenError
 from types import FunctionType, MethodType, ModuleType
 
 from qntx_es.attestation import Payload
-from qntx_es.jobs import JobHandler, JobRequested
+from qntx_es.jobs import JobHandler, JobRequested, request
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,8 @@ def _made_by(called: ast.expr, names: Mapping[str, object]) -> Iterator[str]:
     made = _meant(called, names)
     if isinstance(made, type) and issubclass(made, Payload) and made.context:
         yield made.context
+    if made is request:
+        yield JobRequested.context
     match called:
         case ast.Attribute(value=handler, attr="request"):
             if isinstance(_meant(handler, names), JobHandler):

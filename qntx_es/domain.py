@@ -34,7 +34,22 @@ from qntx_es.errors import (
     did_you_mean,
 )
 from qntx_es.folds import Fold, KeyPaths, Measure, fold_of
-from qntx_es.jobs import Backoff, Job, JobHandler, JobRequested, ScheduleFired
+from qntx_es.jobs import (
+    COST_MAX,
+    DELAY_MAX,
+    REQUESTER,
+    Backoff,
+    CancellationRequested,
+    Job,
+    JobHandler,
+    JobOptions,
+    JobRequested,
+    Keyed,
+    OnLapse,
+    Rate,
+    Runs,
+    ScheduleFired,
+)
 from qntx_es.rows import ReadRows, Rows
 from qntx_es.services import ServiceRegistry
 from qntx_es.upcasting import Chain, Upcaster
@@ -61,9 +76,13 @@ RESERVED = ("pulse.", "qntx.")
 # Met by the projector itself, which works an entity off there.
 RETRIED = "qntx.retried"
 # What any domain may say to Pulse, though the names are reserved.
-OPEN = frozenset((JobRequested.context,))
+OPEN: Mapping[str, type[Payload]] = {
+    one.context: one for one in (JobRequested, CancellationRequested)
+}
 ARGUMENTS = 2
 STEP_MAX = timedelta(days=10_000)
+ATTEMPTS_MAX = 1_000_000
+COUNT_MAX = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,35 +358,87 @@ class Domain:
 
         return register
 
-    def job(
+    def job(  # noqa: PLR0913 - one keyword a choice
         self,
         *,
         retries: int = 3,
-        timeout: timedelta | None = timedelta(hours=1),
         backoff: Backoff | None = None,
+        timeout: timedelta | None = timedelta(hours=1),
+        on_lapse: OnLapse = "again",
+        queue: str | None = None,
+        priority: int = 1,
+        limit: int | None = None,
+        per_key: int | None = None,
+        key: Keyed = "entity",
+        rate: str | None = None,
+        cost: int = 0,
+        budget: str | None = None,
+        unique: Callable[[Any], str] | None = None,
+        delay: timedelta = timedelta(0),
+        runs: Runs | None = None,
+        give_up_on: Iterable[type[Exception]] = (),
         name: str | None = None,
     ) -> Callable[[Callable[[Job[J], ServiceRegistry], object]], JobHandler[J]]:
         """Register a function that does slow or outside things, and ends in attestations.
 
-        It may run `retries + 1` times; what it appends is committed together with its success.
+        What it appends is committed together with its success, and what it returns, a JSON value
+        of at most 32 KiB, is the job's result. It may run `retries + 1` times, with the pauses of
+        `backoff` between, and each time until `timeout`. An attempt that vanishes with its worker
+        is repeated unless `on_lapse="fail"`; errors of the kinds in `give_up_on` end the job.
+
+        Over all hosts at most `limit` run at once, and at most `per_key` of one key: the entity,
+        or what `key` makes of the payload. `rate` bounds the starts in any window (`"100/m"`).
+        `queue`, by default the domain's name, is a set of handlers with limits in common. `cost`
+        is an estimate in millionths of the unit of `budget`. Priority 0 is urgent, 3 idle. While
+        an open job holds the value that `unique` makes of the payload, a new request is merged
+        into it. `delay` is how long a request waits at least.
+
+        It runs in a thread, an `async def` on an event loop; `runs="process"` is for those that
+        hold the interpreter, and imports the handler in a process of its own.
         """
 
         def register(function: Callable[[Job[J], ServiceRegistry], object]) -> JobHandler[J]:
             called = name or _name_of(function)
             self._check_plain(called, function)
+            is_async = inspect.iscoroutinefunction(function)
+            options = JobOptions(
+                retries=retries,
+                backoff=backoff or Backoff(),
+                timeout=timeout,
+                on_lapse=on_lapse,
+                queue=queue or self.name,
+                priority=priority,
+                limit=limit,
+                per_key=per_key,
+                key=key,
+                rate=self._rate(called, rate),
+                cost=cost,
+                budget=budget,
+                unique=unique,
+                delay=delay,
+                runs=runs or ("loop" if is_async else "thread"),
+                give_up_on=tuple(give_up_on),
+            )
+            self._problems += _option_problems(called, options, is_async=is_async)
             handler = JobHandler(
                 name=f"{self.name}.{called}",
                 function=function,
                 actor=self.actors[0],
                 model=self._job_model(called, function),
-                retries=retries,
-                timeout=timeout,
-                backoff=backoff or Backoff(),
+                options=options,
+                version=self.version,
             )
             self.jobs.append(handler)
             return handler
 
         return register
+
+    def _rate(self, handler: str, text: str | None) -> Rate | None:
+        try:
+            return None if text is None else Rate.parse(text)
+        except ValueError as error:
+            self._problems.append(f"job `{handler}`: {error}")
+            return None
 
     def refuse_foreign(self, said: Attestation) -> None:
         """Raise `ForeignContext` or `ForeignActor` for what this domain may not say."""
@@ -376,8 +447,11 @@ class Domain:
             raise ForeignContext(
                 f"domain `{self.name}` may not attest `{said.context}`; it declared: {declared}"
             )
-        if said.context == JobRequested.context and said.payload_class is not JobRequested:
-            _refuse_no_request(said)
+        meant = OPEN.get(said.context)
+        if meant is not None and said.payload_class is not meant:
+            _refuse_unreadable(said, meant)
+        if meant is not None and said.actor == REQUESTER:
+            return
         if said.actor not in self.actors and said.actor != f"{self.name}@plugin":
             raise ForeignActor(
                 f"domain `{self.name}` may not speak as `{said.actor}`"
@@ -511,10 +585,16 @@ class Domain:
             )
 
     def _check_arguments(
-        self, called: str, function: Callable[..., object], *, count: int = ARGUMENTS
+        self,
+        called: str,
+        function: Callable[..., object],
+        *,
+        count: int = ARGUMENTS,
+        may_be_async: bool = False,
     ) -> Sequence[Any]:
         """Return the annotations of the arguments it is handed, None where there is none."""
-        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        is_async = inspect.iscoroutinefunction(function) and not may_be_async
+        if is_async or inspect.isasyncgenfunction(function):
             self._problems.append(f"{called}: an async function is not run here")
         parameters = list(inspect.signature(function).parameters.values())
         needed = [one for one in parameters if one.default is inspect.Parameter.empty]
@@ -530,7 +610,7 @@ class Domain:
         return [hints.get(one.name) for one in parameters[:count]]
 
     def _job_model(self, handler: str, function: Callable[..., object]) -> type[BaseModel] | None:
-        hints = self._check_arguments(f"handler `{handler}`", function)
+        hints = self._check_arguments(f"handler `{handler}`", function, may_be_async=True)
         meant = get_args(hints[0]) if hints else ()
         if meant and isinstance(meant[0], type) and issubclass(meant[0], BaseModel):
             return meant[0]
@@ -605,8 +685,33 @@ def _actor_problems(actor: str) -> list[str]:
     return []
 
 
-def _refuse_no_request(said: Attestation) -> None:
+def _option_problems(handler: str, options: JobOptions, *, is_async: bool) -> list[str]:
+    """Say which options of a job cannot be had."""
+    least = timedelta(0)
+    wrong = {
+        "retries": not 0 <= options.retries < ATTEMPTS_MAX,
+        "priority": options.priority not in range(4),
+        "limit": options.limit is not None and not 0 <= options.limit < COUNT_MAX,
+        "per_key": options.per_key is not None and not 1 <= options.per_key < COUNT_MAX,
+        "cost": not 0 <= options.cost <= COST_MAX,
+        "timeout": options.timeout is not None and not least <= options.timeout <= STEP_MAX,
+        "delay": not least <= options.delay <= DELAY_MAX,
+        "on_lapse": options.on_lapse not in get_args(OnLapse),
+        "runs": options.runs not in get_args(Runs) or (options.runs == "loop") != is_async,
+        "give_up_on": not all(map(inspect.isclass, options.give_up_on)),
+    }
+    found = [
+        f"job `{handler}`: {name}={getattr(options, name)!r} cannot be had"
+        for name, is_wrong in wrong.items()
+        if is_wrong
+    ]
+    if options.cost and options.budget is None:
+        found.append(f"job `{handler}`: a cost is drawn on a budget; name it: budget=…")
+    return found
+
+
+def _refuse_unreadable(said: Attestation, meant: type[Payload]) -> None:
     try:
-        JobRequested.model_validate_json(said.text)
+        meant.model_validate_json(said.text)
     except ValidationError as error:
         raise InvalidPayload(f"{said.context}: {problems_of(error)}") from error

@@ -7,7 +7,9 @@ in particular, its maker says so in a message of its own.
 
 import inspect
 from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 
@@ -481,8 +483,61 @@ class StaleToken(QntxError):
     """This attempt was given up for lost, and its outcome no longer counts."""
 
 
+class InvalidRequest(QntxError):
+    """A job cannot be asked for in this way."""
+
+
+class InvalidOutcome(QntxError):
+    """What a job returns, or goes on from, is a JSON value of bounded size."""
+
+
+class JobStopped(QntxError):
+    """This attempt was asked to stop: return, or let this error pass, and it ends cancelled."""
+
+
 class GiveUp(QntxError):
     """Raised by a job handler: a further attempt cannot help."""
+
+
+class TryAgain(QntxError):
+    """Raised by a job handler: this attempt failed, and the next one is to come after `delay`.
+
+    Without a delay the handler's backoff says when.
+    """
+
+    def __init__(self, message: str | None = None, *, delay: timedelta | None = None) -> None:
+        self.delay = delay
+        super().__init__(message or "this attempt failed: try again")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(TryAgain, delay=self.delay), (str(self),)
+
+
+class Snooze(QntxError):
+    """Raised by a job handler: call again at `until`, or after `delay`; this was no attempt."""
+
+    def __init__(self, *, until: datetime | None = None, delay: timedelta | None = None) -> None:
+        if (until is None) == (delay is None):
+            raise ValueError("until an instant or for a delay: until= or delay=")
+        if until is not None and until.tzinfo is None:
+            raise ValueError("an instant has a zone: until=datetime.now(UTC) + …")
+        self.until = until
+        self.delay = delay
+        super().__init__(f"wait {'until' if until else 'for'} {until or delay}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(Snooze, until=self.until, delay=self.delay), ()
+
+
+class JobSuspends(QntxError):
+    """Raised by `job.suspend`: run again with `state` once no child is open."""
+
+    def __init__(self, state: object) -> None:
+        self.state = state
+        super().__init__()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return JobSuspends, (self.state,)
 
 
 # The kit that proves domains.

@@ -52,6 +52,7 @@ POINTS = (
     "lease.before_renew",
     "job.before_start",
     "job.after_start",
+    "job.before_advance",
     "job.before_outcome",
     "job.after_outcome",
     "schedule.before_fire",

@@ -42,7 +42,7 @@ from qntx_es.errors import (
     UnknownDomain,
     WaitTimeout,
 )
-from qntx_es.jobs import JobRequested
+from qntx_es.jobs import CancellationRequested
 from qntx_es.log import Log
 from qntx_es.projections import generations
 from qntx_es.projections.arrival import PATIENCE_SECONDS, arrival
@@ -69,7 +69,7 @@ from qntx_es.projections.status import ProjectorStatus, statuses
 from qntx_es.projections.supervisor import Supervisor
 from qntx_es.projections.travel import Travelled, diff, travel
 from qntx_es.projections.verify import FIRST, Verified, verify
-from qntx_es.pulse import Ticker, Worker, pulse
+from qntx_es.pulse import Declarations, Places, Queue, Ticker, Worker, pulse
 from qntx_es.registry import Registry
 from qntx_es.sequencer import Grown, Receipt, Sequencer
 from qntx_es.services import Store
@@ -276,6 +276,8 @@ class Host:
         self._outdated().rebuild_found()
         worker = self._worker() if jobs else None
         ticker = self._ticker() if jobs else None
+        if jobs:
+            self._declarations().state(self.log, is_whole=False)
         while True:
             self._catch_up_projectors()
             attempts = worker.run_due() if worker else 0
@@ -498,7 +500,7 @@ class Host:
         supervisor = Supervisor(self._projectors.values(), self._stopping, self._moved)
         worker, ticker = self._worker(), self._ticker()
         threads = [
-            threading.Thread(target=worker.run, args=(self.settings.job_threads,), name="worker"),
+            threading.Thread(target=self._work, args=(worker,), name="worker"),
             threading.Thread(target=self._tick, args=(ticker,), name="ticker"),
             threading.Thread(target=self._outdated().run, args=(self._wake,), name="outdated"),
             threading.Thread(target=self._scrubber().run, name="scrubber"),
@@ -674,8 +676,9 @@ class Host:
     def _check(self, said: Attestation) -> None:
         if said.context.startswith(RESERVED) and said.context not in OPEN:
             raise ForeignContext(f"context `{said.context}` is the framework's own")
-        if said.context == JobRequested.context and said.payload_class is not JobRequested:
-            _hold_against(said, Chain(JobRequested))
+        meant = OPEN.get(said.context)
+        if meant is not None and said.payload_class is not meant:
+            _hold_against(said, Chain(meant))
         if said.payload_class is not None:
             return
         for domain in self.contexts.get(said.context, ()):
@@ -813,7 +816,27 @@ class Host:
         return Scrubber(self._projectors.values(), self._scrubs, rate, self._stopping)
 
     def _worker(self) -> Worker:
-        return Worker(self.log, self.domains.values(), self._services, self._stopping)
+        url = self.database.engine.url
+        places = Places(
+            url=url.render_as_string(hide_password=False),
+            services=self._services,
+            registry=Registry,
+            threads=self.settings.job_threads,
+            lease_seconds=self.settings.lease_seconds,
+            drain_seconds=self.settings.drain_seconds,
+            secrets=() if url.password is None else (str(url.password),),
+        )
+        return Worker(self.database, self.log, self.domains.values(), places, self._stopping)
+
+    def _declarations(self) -> Declarations:
+        settings = self.settings
+        return Declarations(self.domains.values(), settings.queues, settings.budgets)
+
+    @cached_property
+    def queue(self) -> Queue:
+        """Where code outside any domain asks for jobs."""
+        handlers = [job for domain in self.domains.values() for job in domain.jobs]
+        return Queue(handlers, self.append)
 
     def _ticker(self) -> Ticker:
         declared = [one for domain in self.domains.values() for one in domain.schedules]
@@ -821,6 +844,18 @@ class Host:
 
     def _services(self, domain: Domain, store: Store) -> Registry:
         return Registry(domain, self.database, store)
+
+    def _work(self, worker: Worker) -> None:
+        """Say what the jobs of this host may do, then run them."""
+        while not self._stopping.is_set():
+            try:
+                self._declarations().state(self.log, is_whole=True)
+            except QntxError as error:
+                logger.warning("jobs wait: %s", error)
+                self._stopping.wait(TICK_SECONDS_MAX)
+            else:
+                break
+        worker.run()
 
     def _tick(self, ticker: Ticker) -> None:
         while not self._stopping.is_set():
@@ -846,6 +881,8 @@ class Host:
         is_of_jobs = contexts is None or not contexts.isdisjoint(pulse.payloads)
         if self._running_worker is not None and is_of_jobs:
             self._running_worker.wake.set()
+            if contexts is not None and CancellationRequested.context in contexts:
+                self._running_worker.look()
 
     _running_worker: Worker | None = None
 

@@ -12,10 +12,18 @@ from qntx_es.cli.output import LIMIT_MAX, Column, Row, counted
 from qntx_es.cli.session import Session
 from qntx_es.errors import UnknownHandler
 from qntx_es.host import Host
-from qntx_es.pulse.fold import jobs
+from qntx_es.pulse.tables import jobs
 
 NEWEST = 50
-STYLES = {"succeeded": "green", "failed": "bold red", "running": "cyan", "ready": "yellow"}
+STYLES = {
+    "succeeded": "green",
+    "failed": "bold red",
+    "running": "cyan",
+    "ready": "yellow",
+    "suspended": "yellow",
+    "cancelled": "dim",
+    "merged": "dim",
+}
 COLUMNS = (
     Column("requested at", is_number=True),
     Column("handler"),
@@ -34,6 +42,9 @@ class Status(StrEnum):
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    CANCELLED = "cancelled"
+    SUSPENDED = "suspended"
+    MERGED = "merged"
 
 
 def register(app: typer.Typer) -> None:

@@ -1,114 +1,94 @@
 """Does the slow and the outside things: claims what is due, runs it, states the outcome.
 
 A start is attested before the handler runs, so that no crash makes more attempts than were allowed.
-What a handler appends waits in a buffer and is committed together with its success: effects happen
-exactly once, execution at least once. Claims and outcomes are decided at the head of the log, so no
-two workers start one job, and an attempt that was given up for lost can do no harm when it wakes.
+One thread claims, one states outcomes, one renews the lease; handlers run in executors. Claims and
+outcomes are decided at the head of the log, many in one pass, so no two workers start one job, and
+an attempt that was given up for lost can do no harm when it wakes.
 """
 
 import logging
-import os
-import socket
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from threading import Event
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from queue import SimpleQueue
+from statistics import median
+from threading import Event, Lock, Thread
 from time import monotonic
-from typing import Any, overload
-from uuid import uuid4
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from qntx_es import faults
-from qntx_es.attestation import Attestation, Json, Recorded, computed_id, instant
-from qntx_es.ax import Ax
+from qntx_es.attestation import Attestation, Json, Recorded, decode_mapping, instant
+from qntx_es.database import Database
 from qntx_es.domain import Domain
-from qntx_es.errors import GiveUp, InvalidPayload, PulseBehind, QntxError, StaleToken
-from qntx_es.jobs import Job, JobHandler
-from qntx_es.log import Log, Receipt, Turn
-from qntx_es.pulse.fold import JobFailed, JobLapsed, JobStarted, JobSucceeded, jobs, pulse
+from qntx_es.errors import PulseBehind, QntxError
+from qntx_es.jobs import EARLIEST, Job, JobHandler, Runs
+from qntx_es.log import COLUMNS, Log, Receipt, Turn
+from qntx_es.pulse.attempts import Attempt, Claimed, JobStore
+from qntx_es.pulse.claim import CLAIM_MAX, Candidate, Claims, Offer, is_behind
+from qntx_es.pulse.completion import Completion, Ended
+from qntx_es.pulse.executors import Executor, Loop, Processes, Threads, run_here
+from qntx_es.pulse.rescue import WorkerLease, is_needed, rescues
+from qntx_es.pulse.tables import jobs
 from qntx_es.services import ServiceRegistry, Store
-from qntx_es.tables import attestations, cursors
+from qntx_es.tables import attestations, epochs
 
-LATE = timedelta(seconds=10)
-LOOK_SECONDS = 0.05
 LOOK_SECONDS_MAX = 1.0
-BEHIND_SECONDS = 10.0
-RESCUED_MAX = 100
-ERROR_CHARACTERS = 2_048
-FRAMES = 20
+# How much of the time to drain handlers have; the rest is for stating what became of them.
+DRAIN_SHARE = 0.8
+# Coroutines that wait take no thread.
+LOOP_SLOTS = 100
+# Handlers quicker than this are fetched ahead, so many seconds of work for each slot.
+QUICK_SECONDS, AHEAD_SECONDS = 0.005, 0.05
+MEASURED = 20
+MEASURED_LEAST = 5
 
 logger = logging.getLogger(__name__)
 
 
-class JobStore:
-    """The log as a job sees it: what it states waits for its success."""
-
-    def __init__(self, log: Log, domain: Domain, request: Recorded[Json], token: int) -> None:
-        self._log = log
-        self._domain = domain
-        self._request = request
-        self._token = token
-        self.said: list[Attestation] = []
-        self.receipts: list[Receipt] = []
-
-    @overload
-    def append(self, attestations: Attestation) -> Receipt: ...
-    @overload
-    def append(self, attestations: Iterable[Attestation]) -> list[Receipt]: ...
-    def append(self, attestations: Attestation | Iterable[Attestation]) -> Receipt | list[Receipt]:
-        """State one or many; the ids are known at once, the positions once the job succeeded."""
-        if isinstance(attestations, Attestation):
-            return self._state([attestations])[0]
-        return self._state(list(attestations))
-
-    def read(
-        self, ax: Ax | None = None, after: int = 0, limit: int | None = None
-    ) -> Iterator[Recorded[Json]]:
-        """Yield what is committed."""
-        return self._log.read(ax, after, limit)
-
-    def latest(self, context: str, entity: str) -> Recorded[Json] | None:
-        """Return the newest committed statement about an entity in a context, or None."""
-        return self._log.latest(context, entity)
-
-    def get(self, attestation_id: str) -> Recorded[Json] | None:
-        """Return the attestation of this id, or None."""
-        return self._log.get(attestation_id)
-
-    def head(self) -> int:
-        """Return the largest position."""
-        return self._log.head()
-
-    def _state(self, attestations: Sequence[Attestation]) -> list[Receipt]:
-        for said in attestations:
-            self._domain.refuse_foreign(said)
-        return [self._remember(said) for said in attestations]
-
-    def _remember(self, said: Attestation) -> Receipt:
-        request = self._request
-        stated = said.caused(
-            id=computed_id(request.id, str(self._token), str(len(self.said))),
-            by=request.id,
-            correlation_id=request.correlation_id or request.id,
-            depth=request.depth + 1,
-        )
-        receipt = Receipt(stated.id)
-        self.said.append(stated)
-        self.receipts.append(receipt)
-        return receipt
-
-
 @dataclass(frozen=True, slots=True)
-class Claimed:
-    """A job this worker has started, and what it takes to run it."""
+class Places:
+    """What a worker needs of its host: where it is, and what its jobs are handed.
 
-    job: Job[Any]
-    handler: JobHandler[Any]
-    domain: Domain
-    request: Recorded[Json]
+    `registry` makes the services of a job in another process, which finds it by import.
+    """
+
+    url: str
+    services: Callable[[Domain, Store], ServiceRegistry]
+    registry: Callable[[Domain, Database, Store], ServiceRegistry]
+    threads: int = 4
+    lease_seconds: float = 15.0
+    drain_seconds: float = 10.0
+    secrets: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Pace:
+    """How long a handler takes, by its last attempts."""
+
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=MEASURED))
+
+    @property
+    def effort(self) -> float:
+        """How much of a slot one job takes: quick ones are fetched ahead, many for one slot."""
+        if len(self.seconds) < MEASURED_LEAST:
+            return 1.0
+        middle = median(self.seconds)
+        if middle >= QUICK_SECONDS:
+            return 1.0
+        return max(middle / AHEAD_SECONDS, 1 / CLAIM_MAX)
+
+
+@dataclass(slots=True)
+class Started:
+    """What one decision has started: the jobs, and the receipt of the start of each."""
+
+    jobs: list[Candidate] = field(default_factory=list)
+    receipts: list[Receipt] = field(default_factory=list)
+    epoch: str = ""
+    at: datetime = EARLIEST
 
 
 class Worker:
@@ -116,225 +96,349 @@ class Worker:
 
     def __init__(
         self,
+        database: Database,
         log: Log,
         domains: Iterable[Domain],
-        services: Callable[[Domain, Store], ServiceRegistry],
+        places: Places,
         stopping: Event,
     ) -> None:
+        self._database = database
         self._log = log
         self._handlers: Mapping[str, tuple[JobHandler[Any], Domain]] = {
             handler.name: (handler, domain) for domain in domains for handler in domain.jobs
         }
-        self._services = services
+        self._places = places
         self._stopping = stopping
+        self._paces = {name: _Pace() for name in self._handlers}
+        self._claims = Claims(self._offers(), is_sqlite=database.is_sqlite)
+        self._in_hand: dict[int, tuple[Attempt, float]] = {}
+        self._lock = Lock()
+        self._ended: SimpleQueue[Ended | None] = SimpleQueue()
+        self._completion = Completion(log, secrets=places.secrets)
+        self._lease = WorkerLease(database, places.lease_seconds, self._lease_changed)
         self.wake = Event()
-        self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+        # Set where so many threads were left behind that this process had better begin anew.
+        self.is_spent = Event()
+
+    @property
+    def name(self) -> str:
+        """The worker's name: another one each time that it was given up for lost."""
+        return self._lease.worker
+
+    @property
+    def stale_tokens(self) -> int:
+        """How many outcomes of this worker did not count."""
+        return self._completion.stale_tokens
+
+    # In the calling thread.
 
     def run_due(self) -> int:
         """Run what is due, in the calling thread, until nothing is; return how many attempts."""
+        if not self._handlers:
+            return 0
+        if not self._is_anything_to_do():
+            return 0
         attempts = 0
-        # What was only lapsed may be due again at once, so an empty claim is not the end of it.
-        while started := self._start(1):
-            for claimed in self._claimed_of(started):
-                self.execute(claimed)
-                attempts += 1
+        self._lease.keep()
+        is_given_back = False
+        try:
+            # What was only lapsed may be due again at once, so an empty claim is not the end of it.
+            while started := self._start({"thread": 1.0, "loop": 1.0, "process": 1.0}, most=1):
+                for claimed in self._claimed(started):
+                    self.execute(claimed)
+                    attempts += 1
+            is_given_back = True
+        finally:
+            # Whoever is torn out of a job leaves its lease, as a process that dies does.
+            self._lease.let_go(is_given_back=is_given_back)
         return attempts
-
-    def run(self, threads: int) -> None:
-        """Run what is due in so many threads, until told to stop; then finish what runs."""
-        with ThreadPoolExecutor(threads, thread_name_prefix="job") as pool:
-            running: set[Future[None]] = set()
-            while not self._stopping.is_set():
-                self.wake.clear()
-                running = _still_running(running)
-                claimed = self._claim_or_wait(threads - len(running))
-                for one in claimed:
-                    future = pool.submit(self.execute, one)
-                    future.add_done_callback(lambda _: self.wake.set())
-                    running.add(future)
-                if not claimed:
-                    self.wake.wait(LOOK_SECONDS_MAX)
-            wait(running)
-            _still_running(running)
 
     def claim(self, slots: int) -> list[Claimed]:
         """Start at most `slots` of the jobs that are due, and return them."""
-        return self._claimed_of(self._start(slots))
-
-    def _start(self, slots: int) -> list[Receipt]:
-        if slots < 1 or not self._handlers or not self._is_anything_due():
+        if not self._handlers:
             return []
-        faults.point("job.before_start")
-        started = self._log.decide(lambda turn: self._starts(turn, slots))
-        faults.point("job.after_start")
-        return started
-
-    def _claimed_of(self, started: Iterable[Receipt]) -> list[Claimed]:
-        return [claimed for receipt in started if (claimed := self._claimed(receipt))]
+        self._lease.take()
+        free: dict[Runs, float] = {"thread": slots, "loop": slots, "process": slots}
+        started = self._start(free, most=slots)
+        return self._claimed(started) if started else []
 
     def execute(self, claimed: Claimed) -> None:
-        """Run one attempt and state its outcome."""
-        job, store = (
-            claimed.job,
-            JobStore(self._log, claimed.domain, claimed.request, claimed.job.token),
-        )
-        try:
-            payload = claimed.handler.checked(job.payload)
-            ready = Job(
-                job.id, job.token, job.attempt, job.handler, job.entity, payload, job.deadline_at
-            )
-            claimed.handler.function(ready, self._services(claimed.domain, store))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a handler is somebody else's code
-            self._conclude(claimed, [], self._failure(claimed, error))
-            return
-        positions = self._conclude(claimed, store.said, JobSucceeded(token=job.token))
-        for receipt, position in zip(store.receipts, positions, strict=False):
-            receipt.resolve(position)
+        """Run one attempt in the calling thread and state its outcome."""
+        attempt = self._attempt(claimed)
+        ended: list[Ended] = []
 
-    def _claim_or_wait(self, slots: int) -> list[Claimed]:
+        def done(one: Attempt, result: object, error: BaseException | None) -> None:
+            ended.append(self._end(one, result, error))
+
+        with self._lock:
+            self._in_hand[claimed.job.token] = (attempt, 1.0)
         try:
-            return self.claim(slots)
+            run_here(attempt, self._places.services, done)
+        finally:
+            with self._lock:
+                self._in_hand.pop(claimed.job.token, None)
+        self._completion.conclude(ended)
+
+    # In threads.
+
+    def run(self) -> None:
+        """Run what is due until told to stop; then let what runs end, or give it back."""
+        if not self._handlers:
+            self._stopping.wait()
+            return
+        executors: dict[Runs, Executor] = {}
+        finisher = Thread(target=self._finish, name="job-finisher")
+        finisher.start()
+        self._keep_lease()
+        try:
+            while not (self._stopping.is_set() or self.is_spent.is_set()):
+                self.wake.clear()
+                wait = self._claim_some(executors)
+                if wait > 0:
+                    self.wake.wait(wait)
+            self._drain()
+        finally:
+            for executor in executors.values():
+                executor.close()
+            self._ended.put(None)
+            finisher.join()
+            self._let_lease_go()
+
+    def _keep_lease(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._lease.keep()
+            except QntxError as error:
+                logger.warning("no job can be claimed: %s", error)
+                self._stopping.wait(LOOK_SECONDS_MAX)
+            else:
+                return
+
+    def _let_lease_go(self) -> None:
+        try:
+            self._lease.let_go()
+        except QntxError as error:
+            logger.warning("the lease of worker %s runs out by itself: %s", self.name, error)
+
+    def look(self) -> None:
+        """Look at once whether somebody wants a job of this worker to stop."""
+        self._lease.look()
+
+    def _claim_some(self, executors: dict[Runs, Executor]) -> float:
+        """Start what there is room for; return for how long there is nothing to do."""
+        free = self._free()
+        if max(free.values()) < 1 or not self._lease.may_start:
+            return LOOK_SECONDS_MAX
+        try:
+            started = self._start(free)
+            claimed = self._claimed(started) if started else []
         except QntxError as error:
             logger.warning("no job can be claimed: %s", error)
-            return []
+            return LOOK_SECONDS_MAX
+        for one in claimed:
+            self._submit(one, executors)
+        return self._seconds_to_next() if started is None else 0.0
 
-    def _is_anything_due(self) -> bool:
+    def _submit(self, claimed: Claimed, executors: dict[Runs, Executor]) -> None:
+        attempt = self._attempt(claimed)
+        runs = claimed.handler.options.runs
+        effort = self._claims.offers[claimed.handler.name].effort
+        with self._lock:
+            self._in_hand[claimed.job.token] = (attempt, effort)
+        if runs not in executors:
+            executors[runs] = self._executor(runs)
+        executors[runs].submit(attempt, self._came_back)
+
+    def _executor(self, runs: Runs) -> Executor:
+        places = self._places
+        if runs == "thread":
+            return Threads(places.services, places.threads)
+        if runs == "loop":
+            return Loop(places.services)
+        return Processes(places.url, places.registry, places.threads)
+
+    def _came_back(self, attempt: Attempt, result: object, error: BaseException | None) -> None:
+        pace = self._paces[attempt.claimed.handler.name]
+        pace.seconds.append(monotonic() - attempt.running_since)
+        ended = self._end(attempt, result, error)
+        with self._lock:
+            is_ours = self._in_hand.pop(attempt.claimed.job.token, None) is not None
+            if is_ours:  # and was not given back meanwhile
+                self._ended.put(ended)
+        if self._stopping.is_set() or max(self._free().values()) >= 1:
+            self.wake.set()
+
+    def _finish(self) -> None:
+        """State outcomes, as many in one pass as have gathered, until told that there are none."""
+        is_last = False
+        while not is_last:
+            first = self._ended.get()
+            group: list[Ended] = [] if first is None else [first]
+            is_last = first is None
+            while not is_last and not self._ended.empty() and len(group) < CLAIM_MAX:
+                one = self._ended.get()
+                is_last = one is None
+                group += [] if one is None else [one]
+            if group:
+                try:
+                    self._completion.conclude(group)
+                except Exception:
+                    logger.exception("outcomes of %d jobs could not be stated", len(group))
+
+    def _drain(self) -> None:
+        """Wait for what runs; give the rest back in time, which costs no attempt."""
+        deadline = monotonic() + self._places.drain_seconds * DRAIN_SHARE
+        while self._in_hand and (left := deadline - monotonic()) > 0:
+            self.wake.wait(left)
+            self.wake.clear()
+        with self._lock:
+            attempts = [attempt for attempt, _ in self._in_hand.values()]
+            self._in_hand.clear()
+            for attempt in attempts:
+                attempt.stop("draining")
+                self._ended.put(self._completion.released(attempt))
+
+    # Claims.
+
+    def _free(self) -> dict[Runs, float]:
+        free: dict[Runs, float] = {
+            "thread": self._places.threads,
+            "loop": LOOP_SLOTS,
+            "process": self._places.threads,
+        }
+        with self._lock:
+            for attempt, effort in self._in_hand.values():
+                free[attempt.claimed.handler.options.runs] -= effort
+        return free
+
+    def _offers(self) -> dict[str, Offer]:
+        return {
+            name: Offer(handler, self._paces[name].effort)
+            for name, (handler, _) in self._handlers.items()
+        }
+
+    def _start(self, free: Mapping[Runs, float], *, most: int = CLAIM_MAX) -> Started | None:
+        """Start and rescue what there is; None where nothing was to be decided."""
+        if not self._is_anything_to_do():
+            return None
+        self._claims.offers = self._offers()
+        started = Started()
+
+        def decide(turn: Turn) -> Iterator[Attestation]:
+            if is_behind(turn):
+                logger.warning("no job is started: %s", PulseBehind())
+                return
+            yield from rescues(turn, self._places.lease_seconds)
+            (started.epoch,) = turn.read(select(epochs.c.epoch))[0]
+            started.at = instant(turn.now)
+            yield from self._claims.starts(turn, self.name, free, started.jobs, most)
+
+        faults.point("job.before_start")
+        receipts = self._log.decide(decide)
+        faults.point("job.after_start")
+        started.receipts = receipts[len(receipts) - len(started.jobs) :]
+        return started if receipts else None
+
+    def _is_anything_to_do(self) -> bool:
         # Without the lock: an idle worker must not make appenders wait.
         with self._log.reading() as turn:
-            return bool(turn.read(self._due(turn, 1))) or bool(turn.read(_late(turn)))
+            due = self._claims.next_due(turn)
+            if due is not None and due <= instant(turn.now):
+                return True
+            return is_needed(turn)
 
-    def _due(self, turn: Turn, slots: int) -> Any:  # noqa: ANN401 - a select
-        return (
-            select(jobs.c.job, jobs.c.handler)
-            .where(jobs.c.status == "ready", jobs.c.handler.in_(sorted(self._handlers)))
-            .where(jobs.c.run_at <= instant(turn.now))
-            .order_by(jobs.c.run_at, jobs.c.requested)
-            .limit(slots)
-        )
-
-    def _starts(self, turn: Turn, slots: int) -> Iterator[Attestation]:
-        if is_behind(turn):
-            logger.warning("no job is started: %s", PulseBehind())
-            return
-        for late in turn.read(_late(turn)):
-            yield self._lapse(late, turn)
-        now = instant(turn.now)
-        for row in turn.read(self._due(turn, slots)):
-            handler, _ = self._handlers[row.handler]
-            started = JobStarted(
-                worker=self.name,
-                attempts_allowed=handler.retries + 1,
-                deadline_at=None if handler.timeout is None else now + handler.timeout,
-            )
-            yield pulse.attest(started, entity=row.job, caused_by=row.job)
-
-    def _lapse(self, late: Any, turn: Turn) -> Attestation:  # noqa: ANN401 - a row of pulse_jobs
-        again = late.attempt < late.attempts_allowed
-        lapsed = JobLapsed(
-            token=late.token, reason="deadline", retry_at=instant(turn.now) if again else None
-        )
-        return pulse.attest(lapsed, entity=late.job, caused_by=late.job)
-
-    def _claimed(self, receipt: Receipt) -> Claimed | None:
-        """Return the job of a start: None for what was only lapsed."""
-        said = self._log.get(receipt.id)
-        if said is None or said.context != JobStarted.context:
-            return None
-        request = self._log.get(said.entity)
-        if request is None:
-            return None
-        handler, domain = self._handlers[request.payload["handler"]]
-        with self._log.reading() as turn:
-            (attempt,) = turn.read(select(jobs.c.attempt).where(jobs.c.job == request.id))[0]
-        deadline = said.payload["deadline_at"]
-        job = Job(
-            id=request.id,
-            token=receipt.position,
-            attempt=attempt,
-            handler=handler.name,
-            entity=request.entity,
-            payload=request.payload["payload"],
-            deadline_at=None if deadline is None else datetime.fromisoformat(deadline),
-        )
-        return Claimed(job, handler, domain, request)
-
-    def _failure(self, claimed: Claimed, error: BaseException) -> JobFailed:
-        job, handler = claimed.job, claimed.handler
-        text = _told(error)
-        logger.warning("job %s, attempt %d: %s", job.handler, job.attempt, text)
-        is_last = isinstance(error, GiveUp | InvalidPayload) or job.attempt > handler.retries
-        with self._log.reading() as turn:
-            now = instant(turn.now)
-        return JobFailed(
-            token=job.token,
-            error=text,
-            retry_at=None if is_last else now + handler.backoff.pause(job.id, job.attempt),
-        )
-
-    def _conclude(
-        self, claimed: Claimed, said: Sequence[Attestation], outcome: JobSucceeded | JobFailed
-    ) -> list[int]:
-        job = claimed.job
-
-        def decide(turn: Turn) -> Iterable[Attestation]:
-            if is_behind(turn):
-                raise PulseBehind
-            asked = select(jobs.c.status, jobs.c.token, jobs.c.worker).where(jobs.c.job == job.id)
-            if [tuple(row) for row in turn.read(asked)] != [("running", job.token, self.name)]:
-                raise StaleToken
-            return [*said, pulse.attest(outcome, entity=job.id, caused_by=job.id)]
-
-        faults.point("job.before_outcome")
+    def _seconds_to_next(self) -> float:
+        """Return how long until a job is due, at most a second: others may ask for more."""
         try:
-            receipts = self._decide_in_time(decide)
-        except (PulseBehind, StaleToken) as error:
-            # Either way the attempt is given up when its deadline has passed.
-            logger.warning("the outcome of job %s does not count: %s", job.id, error)
+            with self._log.reading() as turn:
+                due, now = self._claims.next_due(turn), instant(turn.now)
+        except QntxError as error:
+            logger.warning("no job can be claimed: %s", error)
+            return LOOK_SECONDS_MAX
+        if due is None or due <= now:
+            return LOOK_SECONDS_MAX
+        return min((due - now).total_seconds(), LOOK_SECONDS_MAX)
+
+    def _claimed(self, started: Started) -> list[Claimed]:
+        """Read what the handlers are to be given, of all jobs at once."""
+        wanted = {one.requested for one in started.jobs}
+        wanted |= {one.advanced for one in started.jobs if one.advanced is not None}
+        if not wanted:
             return []
-        faults.point("job.after_outcome")
-        return [receipt.position for receipt in receipts[:-1]]
+        with self._database.read() as connection:
+            rows = connection.execute(_AT, {"positions": sorted(wanted)})
+            found: dict[int, Recorded[Json]] = {
+                row[0]: Recorded(tuple(row), decode_mapping) for row in rows
+            }
+        claimed = []
+        for one, start in zip(started.jobs, started.receipts, strict=True):
+            handler, domain = self._handlers[one.handler]
+            request = found[one.requested]
+            timeout = handler.options.timeout
+            job = Job(
+                id=request.id,
+                token=start.position,
+                attempt=one.attempt + 1,
+                handler=handler.name,
+                entity=request.entity,
+                payload=request.payload.get("payload", {}),
+                deadline_at=None if timeout is None else started.at + timeout,
+                state=None if one.advanced is None else found[one.advanced].payload["state"],
+            )
+            name = self.name
+            claimed.append(Claimed(job, handler, domain, request, start.id, name, started.epoch))
+        return claimed
 
-    def _decide_in_time(self, choose: Callable[[Turn], Iterable[Attestation]]) -> list[Receipt]:
-        """Decide an outcome, waiting for a queue that is only being swapped."""
-        deadline = monotonic() + BEHIND_SECONDS
-        while True:
-            try:
-                return self._log.decide(choose)
-            except PulseBehind:
-                if monotonic() > deadline:
-                    raise
-            # Draining or not, an outcome is worth the wait, and who moved the queue may be gone.
-            Event().wait(LOOK_SECONDS)
-            self._log.catch_up_inline()
+    # Attempts.
+
+    def _attempt(self, claimed: Claimed) -> Attempt:
+        store = JobStore(self._log, claimed.domain, claimed.request, claimed.start)
+        return Attempt(claimed, self._log, store, self._completion.advance)
+
+    def _end(self, attempt: Attempt, result: object, error: BaseException | None) -> Ended:
+        if error is None:
+            return self._completion.returned(attempt, result)
+        return self._completion.raised(attempt, error)
+
+    def _lease_changed(self, is_lost: bool) -> None:  # noqa: FBT001 - the lease's own call
+        """Stop what is to stop; called on the lease's thread, with every renewal."""
+        with self._lock:
+            attempts = [attempt for attempt, _ in self._in_hand.values()]
+        if is_lost or self._lease.is_over:
+            for attempt in attempts:
+                attempt.stop("lost")
+            return
+        if not attempts:
+            return
+        try:
+            self._stop_what_is_to(attempts)
+        except QntxError as error:
+            logger.warning("whether jobs are to stop is not known: %s", error)
+
+    def _stop_what_is_to(self, attempts: Iterable[Attempt]) -> None:
+        by_id = {attempt.claimed.job.id: attempt for attempt in attempts}
+        with self._database.read() as connection:
+            rows = connection.execute(_STANDING, {"ids": sorted(by_id)}).all()
+        abandoned = 0
+        for row in rows:
+            attempt = by_id[row.job]
+            if row.status != "running" or row.token != attempt.claimed.job.token:
+                attempt.stop("lost")
+                abandoned += attempt.claimed.handler.options.runs == "thread"
+            elif row.cancelling:
+                attempt.stop("cancelled")
+        if abandoned * 2 >= max(2, self._places.threads):
+            logger.critical(
+                "%d of %d threads run jobs that were given up: this worker ends",
+                abandoned, self._places.threads,
+            )  # fmt: skip
+            self.is_spent.set()
+            self.wake.set()
 
 
-def _still_running(futures: Iterable[Future[None]]) -> set[Future[None]]:
-    """Let go of those that are done; an outcome that could not be stated lapses in its time."""
-    for future in futures:
-        if future.done() and (error := future.exception()) is not None:
-            logger.error("the outcome of a job could not be stated: %s", error)
-    return {future for future in futures if not future.done()}
+_AT = select(*COLUMNS).where(attestations.c.position.in_(bindparam("positions", expanding=True)))
+_STANDING = select(jobs.c.job, jobs.c.status, jobs.c.token, jobs.c.cancelling).where(
+    jobs.c.job.in_(bindparam("ids", expanding=True))
+)
 
-
-def _told(error: BaseException) -> str:
-    """Say what was raised, then where: the last frames, as far as there is room."""
-    kind = "".join(traceback.format_exception_only(error)).strip()[: ERROR_CHARACTERS // 2]
-    frames = "".join(traceback.format_tb(error.__traceback__, limit=-FRAMES))
-    told = f"{kind}\n{frames[-ERROR_CHARACTERS // 2 :]}"
-    return told.replace("\x00", "\\0").encode(errors="backslashreplace").decode()
-
-
-def is_behind(turn: Turn) -> bool:
-    """Tell whether the queue's rows lack something that the log says of it."""
-    reached = select(cursors.c.position).where(cursors.c.domain == pulse.name).scalar_subquery()
-    contexts = attestations.c.context.in_(sorted(pulse.payloads))
-    unread = select(attestations.c.position).where(attestations.c.position > reached, contexts)
-    return bool(turn.read(unread.limit(1)))
-
-
-def _late(turn: Turn) -> Any:  # noqa: ANN401 - a select
-    return (
-        select(jobs.c.job, jobs.c.token, jobs.c.attempt, jobs.c.attempts_allowed)
-        .where(jobs.c.status == "running", jobs.c.deadline_at < instant(turn.now) - LATE)
-        .limit(RESCUED_MAX)
-    )
+__all__ = ["Places", "Worker"]

@@ -13,6 +13,20 @@ Each: TypeAlias = Callable[..., list[CompletedProcess[str]]]
 Opened: TypeAlias = Callable[..., Host]
 
 KEYS = {
+    "key",
+    "unique_value",
+    "priority",
+    "on_lapse",
+    "handler_version",
+    "cancelling",
+    "awaits",
+    "parent",
+    "counted",
+    "open_children",
+    "advanced",
+    "merged_into",
+    "cost",
+    "ended",
     "job",
     "status",
     "handler",

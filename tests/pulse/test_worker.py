@@ -34,7 +34,8 @@ from qntx_es import (
     faults,
 )
 from qntx_es.faults import Crash, crash
-from qntx_es.pulse.fold import JobLapsed, pulse
+from qntx_es.pulse.statements import JobLapsed
+from qntx_es.pulse.tables import pulse
 from qntx_es.pulse.worker import Worker
 
 BOUND = 30
@@ -127,7 +128,7 @@ def test_a_job_is_requested_started_and_succeeds(host_of: HostOf) -> None:
     assert job.handler == "code.work"
     assert job.token == started.position
     assert (said.caused_by, said.correlation_id, said.depth) == (asked.id, asked.id, 1)
-    assert succeeded.payload == {"token": job.token}
+    assert succeeded.payload.items() >= {"token": job.token, "result": None}.items()
     row = job_row(host, asked.id)
     assert (row.status, row.token, row.attempt) == ("succeeded", None, 1)
 
@@ -763,7 +764,7 @@ def test_a_running_host_runs_jobs_and_drains(host_of: HostOf) -> None:
         assert begun.wait(BOUND)
         threading.Timer(0.05, go_on.set).start()
 
-    assert contexts(host) == [
+    assert [one for one in contexts(host) if one != "pulse.handler_declared"] == [
         "pulse.job_requested", "pulse.job_started", "said", "pulse.job_succeeded",
     ]  # fmt: skip
     assert not [one for one in threading.enumerate() if one.name in ("worker", "ticker")]
@@ -825,10 +826,9 @@ def test_a_rebuild_of_the_queue_gives_the_same_queue(host_of: HostOf) -> None:
     rebuilt = host.rebuild("pulse")
 
     assert rebuilt.is_same
-    assert {proof.table: proof.rebuilt.rows for proof in rebuilt.tables if proof.rebuilt} == {
-        "pulse_jobs": 5,
-        "pulse_schedules": 0,
-    }
+    rows = {proof.table: proof.rebuilt.rows for proof in rebuilt.tables if proof.rebuilt}
+    assert {table for table, count in rows.items() if count} == {"pulse_jobs"}
+    assert rows["pulse_jobs"] == 5
     before = len(done)
     host.catch_up(jobs=True)
     assert len(done) > before
