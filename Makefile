@@ -39,7 +39,7 @@ test: $(STAMP)
 # Random where `test` is fixed. The seed stands in the command: repeat a night with SEED=…
 # pytest loads our own plugin before any other, so what measures must have begun before pytest.
 test-nightly: $(STAMP)
-	$(BIN)/coverage run -m pytest -m '' --qntx-require-faults \
+	$(BIN)/coverage run -m pytest -m '' --qntx-require-faults -o faulthandler_timeout=3600 \
 	  --hypothesis-profile=qntx-nightly --hypothesis-seed=$(SEED)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
