@@ -74,12 +74,10 @@ class RowMap:
         plan = rows.puts.get(names) or rows.put_plan(names)
         if plan.mark_of is not None and (mark := plan.mark_of(columns)) in rows.blind.marks:
             # The road most taken: a key that was met before is known to be right.
-            beside = plan.beside_key
-            if len(beside) > 1:  # all are looked at before the first is kept
-                for name, check, _, _ in beside:
-                    columns[name] = check(columns[name])
-            for name, check, values, amounts in beside:
-                values[mark] = check(columns[name])
+            for name, check, _, _ in plan.beside_key:
+                columns[name] = check(columns[name])
+            for name, _, values, amounts in plan.beside_key:
+                values[mark] = columns[name]
                 if amounts:
                     amounts.pop(mark, None)
             return

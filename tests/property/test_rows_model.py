@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy import JSON, Column, Connection, Float, Integer, String, Table, delete, update
 from sqlalchemy import select as select_
@@ -248,6 +248,9 @@ def _contents(connection: Connection, table: Table) -> list[dict[str, Any]]:
 
 @pytest.mark.rows_model
 @given(ops=OPS)
+@example(
+    ops=[("put", "plain", ("a",), values) for values in ({}, {"count": 0, "note": {"a": [1]}})]
+)
 def test_rows_are_a_dictionary(hosts: list[Host], ops: list[tuple[Any, ...]]) -> None:
     """Whatever is said to rows, in any order, they answer and end as a dictionary would."""
     for host in hosts:
