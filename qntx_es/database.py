@@ -313,11 +313,12 @@ class Database:
         if revision is not None and revision >= REVISION:
             self.check()
             return
+        run_revisions = _revisions()
         with self.write() as connection:
             if not self.is_sqlite:
                 connection.execute(select(func.pg_advisory_xact_lock(UPGRADE_LOCK)))
             with _ALEMBIC:
-                _run_revisions(connection)
+                run_revisions(connection)
 
     def check(self) -> None:
         """Raise `DatabaseMissing`, `SchemaOutdated` or `SchemaTooNew` unless the tables fit."""
@@ -484,19 +485,23 @@ def _keep_or_renew(of: "ref[Database]", _: object, record: Any, __: object) -> N
         raise DisconnectionError  # the pool's own way: it opens another in its place
 
 
-def _run_revisions(connection: Connection) -> None:
+def _revisions() -> Callable[[Connection], None]:
+    """Return what brings the tables to the head."""
     # Here and not above: alembic takes a tenth of a second to import, and only upgrades need it.
+    # On a busy machine a transaction that waited for it would be ended for standing idle.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
 
     packaged = Path(__file__).parent / "_alembic"
-    config = Config()
-    config.set_main_option(
-        "script_location",
-        str(packaged if packaged.exists() else packaged.parent.parent / "alembic"),
-    )
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    folder = packaged if packaged.exists() else packaged.parent.parent / "alembic"
+
+    def run(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(folder))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+    return run
 
 
 # Alembic keeps what it works on in its modules: one upgrade at a time in a process.
