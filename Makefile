@@ -6,7 +6,7 @@ STAMP  := .venv/.made
 SEED   ?= $(shell date +%s)
 
 .DELETE_ON_ERROR:
-.PHONY: all setup lint fix test test-nightly bench docs demo clean
+.PHONY: all setup lint fix test test-nightly mutants bench docs demo clean
 
 all: lint test
 
@@ -44,6 +44,12 @@ test-nightly: $(STAMP)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
+# An hour or two. One module: make mutants OF=qntx_es.log.*
+mutants: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mutants]'
+	$(BIN)/mutmut run --max-children 2 $(OF)
+	$(BIN)/mutmut results
+
 bench: $(STAMP)
 	@set -e; for benchmark in benchmarks/append.py benchmarks/ax.py benchmarks/projection.py \
 	    benchmarks/rebuild.py benchmarks/latency.py benchmarks/faults.py; do \
@@ -62,6 +68,6 @@ demo: $(STAMP)
 
 # The virtual environment stays; `rm -rf .venv` if that is what you want.
 clean:
-	rm -rf .demo dist docs/_build .coverage .coverage.* .hypothesis .import_linter_cache \
+	rm -rf .demo dist docs/_build mutants .coverage .coverage.* .hypothesis .import_linter_cache \
 	  .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
