@@ -127,6 +127,7 @@ class Host:
         self._hints = Hints(self.database)
         self.log = Log(self.database, self._sequencer, seconds=self.settings.ax_seconds)
         self._stopping = threading.Event()
+        self._told = threading.Event()
         self._moved = threading.Condition()
         self._supervisor: Supervisor | None = None
         self._is_ready = False
@@ -528,8 +529,12 @@ class Host:
             self._stopping.clear()
 
     def run(self) -> None:
-        """Run until SIGTERM or SIGINT, then finish the batches and jobs in hand."""
-        told = threading.Event()
+        """Run until SIGTERM or SIGINT, then finish the batches and jobs in hand.
+
+        It ends by itself where half of its threads run jobs that were given up long ago.
+        """
+        told = self._told
+        told.clear()
         before = {
             number: signal.signal(number, lambda *_: told.set())
             for number in (signal.SIGTERM, signal.SIGINT)
@@ -856,6 +861,8 @@ class Host:
             else:
                 break
         worker.run()
+        if worker.is_spent.is_set():
+            self._told.set()
 
     def _tick(self, ticker: Ticker) -> None:
         while not self._stopping.is_set():

@@ -1,6 +1,7 @@
 """`qntx-es jobs`: what Pulse has to do, and what became of what it had."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from qntx_es.cli.session import Session
 from qntx_es.errors import UnknownHandler
 from qntx_es.host import Host
 from qntx_es.pulse.tables import jobs
+from qntx_es.pulse.why import why
 
 NEWEST = 50
 STYLES = {
@@ -34,6 +36,8 @@ COLUMNS = (
     Column("error", is_spare=True),
 )
 
+WHY = (Column("why it is not running"), Column("what to do"))
+
 
 class Status(StrEnum):
     """What a job may be."""
@@ -49,7 +53,9 @@ class Status(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    command(group(app, "jobs", "See what Pulse does."), "list")(list_jobs)
+    jobs_group = group(app, "jobs", "See what Pulse does.")
+    command(jobs_group, "list")(list_jobs)
+    command(jobs_group, "why")(why_not)
 
 
 def list_jobs(
@@ -73,6 +79,18 @@ def list_jobs(
     session.out.document(found)
     session.out.table(COLUMNS, [row_of(job) for job in found])
     session.out.say(counted(len(found), "job"), style="dim")
+
+
+def why_not(
+    session: Session, job: Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
+) -> None:
+    """Say why a job is not running, nearest cause first, and what to do."""
+    with session.host() as host:
+        host.get_ready()
+        with host.log.reading() as turn:
+            reasons = why(turn, job)
+    session.out.document([asdict(one) for one in reasons])
+    session.out.table(WHY, [(one.text, one.remedy) for one in reasons])
 
 
 def read_jobs(host: Host, wanted: dict[str, str | None], limit: int) -> list[dict[str, Any]]:

@@ -78,7 +78,7 @@ class Ended:
     """An attempt that came back: what it said, and its outcome as of the moment of the decision."""
 
     attempt: Attempt
-    outcome: Callable[[datetime], Payload]
+    outcome: Callable[[datetime], Attestation]
     said: Sequence[Attestation] = ()
     positions: list[int] = field(default_factory=list)
     is_stale: bool = False
@@ -91,7 +91,7 @@ class Ended:
     @property
     def outcome_id(self) -> str:
         """The id of the outcome: there is one for each start."""
-        return derived_id(self.claimed.start, "outcome")
+        return _outcome_id(self.claimed)
 
 
 class Completion:
@@ -112,10 +112,10 @@ class Completion:
             return self.raised(attempt, error)
         token, cost, took = attempt.claimed.job.token, _cost(attempt), attempt.took_ms
 
-        def outcome(_: datetime) -> Payload:
-            return JobSucceeded(token=token, result=result, cost=cost, took_ms=took)
-
-        return Ended(attempt, outcome, attempt.store.said)
+        # Made here, by the thread that ran it: under the lock others would wait for it.
+        succeeded = JobSucceeded(token=token, result=result, cost=cost, took_ms=took)
+        stated = _stated(attempt.claimed, succeeded)
+        return Ended(attempt, lambda _: stated, attempt.store.said)
 
     def raised(self, attempt: Attempt, error: BaseException) -> Ended:
         """Return how an attempt ends whose handler raised."""
@@ -126,52 +126,61 @@ class Completion:
                 bounded(state, STATE_BYTES_MAX, "a state")
             except InvalidOutcome as refused:
                 return self.raised(attempt, refused)
-            waiting = JobSuspended(token=token, state=state, cost=cost, took_ms=took)
-            return Ended(attempt, lambda _: waiting, attempt.store.said)
+            suspended = JobSuspended(token=token, state=state, cost=cost, took_ms=took)
+            waits = _stated(attempt.claimed, suspended)
+            return Ended(attempt, lambda _: waits, attempt.store.said)
         if isinstance(error, Snooze):
             until, delay = error.until, _bounded(error.delay or timedelta(0))
             return Ended(
                 attempt,
-                lambda now: JobSnoozed(
-                    token=token,
-                    run_at=now + delay if until is None else min(max(until, EARLIEST), LATEST),
-                    cost=cost,
-                    took_ms=took,
+                lambda now: _stated(
+                    attempt.claimed,
+                    JobSnoozed(
+                        token=token,
+                        run_at=now + delay if until is None else min(max(until, EARLIEST), LATEST),
+                        cost=cost,
+                        took_ms=took,
+                    ),
                 ),
             )
         if isinstance(error, JobStopped) and attempt.reason == "draining":
             return self.released(attempt)
         if isinstance(error, JobStopped) and attempt.reason == "cancelled":
-            obeyed = JobCancelled(token=token, cost=cost, took_ms=took)
+            obeyed = _stated(attempt.claimed, JobCancelled(token=token, cost=cost, took_ms=took))
             return Ended(attempt, lambda _: obeyed)
         text = self._told(error)
         logger.warning("job %s, attempt %d: %s", attempt.claimed.job.handler, _nth(attempt), text)
         pause = _pause(attempt, error)
         return Ended(
             attempt,
-            lambda now: JobFailed(
-                token=token,
-                error=text,
-                retry_at=None if pause is None else now + pause,
-                cost=cost,
-                took_ms=took,
+            lambda now: _stated(
+                attempt.claimed,
+                JobFailed(
+                    token=token,
+                    error=text,
+                    retry_at=None if pause is None else now + pause,
+                    cost=cost,
+                    took_ms=took,
+                ),
             ),
         )
 
     def released(self, attempt: Attempt) -> Ended:
         """Return how an attempt ends that its worker gives back."""
         token, cost = attempt.claimed.job.token, _cost(attempt)
-        given_back = JobReleased(token=token, reason="its worker ends", cost=cost)
+        released = JobReleased(token=token, reason="its worker ends", cost=cost)
+        given_back = _stated(attempt.claimed, released)
         return Ended(attempt, lambda _: given_back)
 
     def advance(self, attempt: Attempt, state: object) -> None:
         """Commit what an attempt said so far. Raises `StaleToken`."""
-        token = attempt.claimed.job.token
+        job = attempt.claimed.job
         faults.point("job.before_advance")
-        ended = Ended(
-            attempt, lambda _: JobAdvanced(token=token, state=state), list(attempt.store.said)
+        # An attempt may advance many times, so the id is any, made once: sent again it is known.
+        said = pulse.attest(
+            JobAdvanced(token=job.token, state=state), entity=job.id, caused_by=job.id
         )
-        # It may advance many times, so the id of an advance is any; a lost answer is asked for.
+        ended = Ended(attempt, lambda _: said, list(attempt.store.said))
         self._decide([ended], is_outcome=False)
         if ended.is_stale:
             raise StaleToken
@@ -244,12 +253,7 @@ class Completion:
                     continue
                 chosen.append(one)
                 yield from one.said
-                yield pulse.attest(
-                    one.outcome(now),
-                    entity=one.claimed.job.id,
-                    id=one.outcome_id if is_outcome else None,
-                    caused_by=one.claimed.job.id,
-                )
+                yield one.outcome(now)
 
         receipts = iter(self._log.decide(decide))
         for one in chosen:
@@ -278,6 +282,15 @@ class Completion:
             kind, frames = kind.replace(secret, "***"), frames.replace(secret, "***")
         told = f"{kind[:half]}\n{frames[-half:]}"
         return told.replace("\x00", "\\0").encode(errors="backslashreplace").decode()
+
+
+def _outcome_id(claimed: Claimed) -> str:
+    return derived_id(claimed.start, "outcome")
+
+
+def _stated(claimed: Claimed, outcome: Payload) -> Attestation:
+    job = claimed.job.id
+    return pulse.attest(outcome, entity=job, id=_outcome_id(claimed), caused_by=job)
 
 
 def set_apart(group: Iterable[Ended], chosen: Iterable[Ended]) -> list[Ended]:

@@ -12,7 +12,7 @@ ACTOR = "pulse@system"
 # Statuses of a job that has not ended.
 OPEN = frozenset(("ready", "running", "suspended"))
 
-pulse = Domain("pulse", actors=(ACTOR,), emits=("pulse.*",), inline=True, version=2)
+pulse = Domain("pulse", actors=(ACTOR,), emits=("pulse.*",), inline=True)
 
 IS_READY, IS_RUNNING = text("status = 'ready'"), text("status = 'running'")
 

@@ -36,6 +36,8 @@ from qntx_es.services import ServiceRegistry, Store
 from qntx_es.tables import attestations, epochs
 
 LOOK_SECONDS_MAX = 1.0
+# How often a running worker looks whether others have lost theirs.
+RESCUE_SECONDS = 2.0
 # How much of the time to drain handlers have; the rest is for stating what became of them.
 DRAIN_SHARE = 0.8
 # Coroutines that wait take no thread.
@@ -117,6 +119,11 @@ class Worker:
         self._completion = Completion(log, secrets=places.secrets)
         self._lease = WorkerLease(database, places.lease_seconds, self._lease_changed)
         self.wake = Event()
+        # When the next job is due, as it was seen last.
+        self._next_due: datetime | None = None
+        self._seen_at = EARLIEST
+        self._is_running = False
+        self._rescued_at = -RESCUE_SECONDS
         # Set where so many threads were left behind that this process had better begin anew.
         self.is_spent = Event()
 
@@ -136,7 +143,7 @@ class Worker:
         """Run what is due, in the calling thread, until nothing is; return how many attempts."""
         if not self._handlers:
             return 0
-        if not self._is_anything_to_do():
+        if not any(self._look()):
             return 0
         attempts = 0
         self._lease.keep()
@@ -187,6 +194,7 @@ class Worker:
             self._stopping.wait()
             return
         executors: dict[Runs, Executor] = {}
+        self._is_running = True
         finisher = Thread(target=self._finish, name="job-finisher")
         finisher.start()
         self._keep_lease()
@@ -203,6 +211,7 @@ class Worker:
             self._ended.put(None)
             finisher.join()
             self._let_lease_go()
+            self._is_running = False
 
     def _keep_lease(self) -> None:
         while not self._stopping.is_set():
@@ -319,7 +328,8 @@ class Worker:
 
     def _start(self, free: Mapping[Runs, float], *, most: int = CLAIM_MAX) -> Started | None:
         """Start and rescue what there is; None where nothing was to be decided."""
-        if not self._is_anything_to_do():
+        is_due, is_lost = self._look()
+        if not (is_due or is_lost):
             return None
         self._claims.offers = self._offers()
         started = Started()
@@ -328,7 +338,8 @@ class Worker:
             if is_behind(turn):
                 logger.warning("no job is started: %s", PulseBehind())
                 return
-            yield from rescues(turn, self._places.lease_seconds)
+            if is_lost:
+                yield from rescues(turn, self._places.lease_seconds)
             (started.epoch,) = turn.read(select(epochs.c.epoch))[0]
             started.at = instant(turn.now)
             yield from self._claims.starts(turn, self.name, free, started.jobs, most)
@@ -339,25 +350,26 @@ class Worker:
         started.receipts = receipts[len(receipts) - len(started.jobs) :]
         return started if receipts else None
 
-    def _is_anything_to_do(self) -> bool:
-        # Without the lock: an idle worker must not make appenders wait.
+    def _look(self) -> tuple[bool, bool]:
+        """Tell whether a job is due, and whether one may be lost.
+
+        Without the lock: an idle worker must not make appenders wait.
+        """
         with self._log.reading() as turn:
-            due = self._claims.next_due(turn)
-            if due is not None and due <= instant(turn.now):
-                return True
-            return is_needed(turn)
+            self._next_due, now = self._claims.next_due(turn), instant(turn.now)
+            self._seen_at = now
+            is_lost = False
+            if not self._is_running or monotonic() - self._rescued_at >= RESCUE_SECONDS:
+                self._rescued_at = monotonic()
+                is_lost = is_needed(turn)
+        return self._next_due is not None and self._next_due <= now, is_lost
 
     def _seconds_to_next(self) -> float:
         """Return how long until a job is due, at most a second: others may ask for more."""
-        try:
-            with self._log.reading() as turn:
-                due, now = self._claims.next_due(turn), instant(turn.now)
-        except QntxError as error:
-            logger.warning("no job can be claimed: %s", error)
+        due = self._next_due
+        if due is None or due <= self._seen_at:
             return LOOK_SECONDS_MAX
-        if due is None or due <= now:
-            return LOOK_SECONDS_MAX
-        return min((due - now).total_seconds(), LOOK_SECONDS_MAX)
+        return min((due - self._seen_at).total_seconds(), LOOK_SECONDS_MAX)
 
     def _claimed(self, started: Started) -> list[Claimed]:
         """Read what the handlers are to be given, of all jobs at once."""

@@ -89,3 +89,20 @@ def test_jobs_are_listed_and_found(each: Each, sqlite_url: str) -> None:
     assert "\x1b" not in listed.stdout
     assert unknown.returncode == 2
     assert unknown.stderr == "qntx-es: no job handler `shop.shop`; did you mean `shop.ship`?\n"
+
+
+def test_why_a_job_is_not_running_is_told_with_the_remedy(
+    host: Host, each: Each, sqlite_url: str
+) -> None:
+    """`jobs why` gives every reason, as a table and as JSON."""
+    later = host.ax(contexts="pulse.job_requested")[-1]
+    flags = ("jobs", "why", later.id, "--database", sqlite_url, "--domains", "shop")
+
+    document, table = each((*flags, "--json"), flags)
+
+    assert document.returncode == table.returncode == 0
+    found = json.loads(document.stdout)
+    assert [set(one) for one in found] == [{"kind", "text", "remedy"}] * len(found)
+    assert [one["kind"] for one in found] == ["handler", "worker", "line"]
+    assert "no worker is alive" in table.stdout
+    assert "qntx-es run" in table.stdout

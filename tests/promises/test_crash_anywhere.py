@@ -1,6 +1,7 @@
 """A crash at any named point, and a fresh host after it, is as if nothing had happened."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from datetime import timedelta
@@ -126,8 +127,11 @@ def hourly(due: Any, rows: ReadRows) -> Iterator[Attestation]:  # noqa: ANN401, 
 
 @ledger.job(backoff=Backoff(first=timedelta(0), spread=0))
 def work(job: Job, services: ServiceRegistry) -> None:
-    """Say one thing."""
-    services.store.append(ledger.attest(Odd(amount=-1), entity=job.entity))
+    """Say one thing, which an advance commits, and another with the outcome."""
+    if job.state is None:
+        services.store.append(ledger.attest(Odd(amount=-1), entity=job.entity))
+        job.advance("said")
+    services.store.append(ledger.attest(Odd(amount=-2), entity=job.entity))
 
 
 @live.project(Moved)
@@ -426,6 +430,8 @@ def test_jobs_and_schedules_that_crash_are_continued(url: str) -> None:
         assert len(ended) == len(set(ended)), point
         # A job cut off on PostgreSQL is late only after its deadline, by the server's clock.
         assert set(ended) == asked or not host.database.is_sqlite, point
+        said_by = Counter((one.caused_by, one.payload["amount"]) for one in host.ax(contexts="odd"))
+        assert all(said_by[job, amount] == 1 for job in ended for amount in (-1, -2)), point
         fires = [one.payload["due_at"] for one in host.ax(contexts="pulse.schedule_fired")]
         assert len(fires) == len(set(fires)), point
     assert all(host.rebuild(name).is_same for name in ("ledger", "mirror", "pulse"))

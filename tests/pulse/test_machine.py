@@ -398,18 +398,23 @@ def check(
     run_state_machine_as_test(made, settings=limits)
 
 
-def test_anything_may_happen_to_a_job_on_sqlite(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """On SQLite, with a clock that jumps: the promises of the queue hold in every order."""
+@pytest.mark.parametrize(("kind", "examples"), [("sqlite", 20), ("postgresql", 10)])
+def test_anything_may_happen_to_a_job(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    kind: str,
+    examples: int,
+) -> None:
+    """In every order of starts, ends, losses, crashes and rebuilds the queue's promises hold."""
 
-    def url() -> str:
+    def sqlite_url() -> str:
         return f"sqlite:///{tmp_path_factory.mktemp('pulse') / 'qntx.db'}"
 
-    check(url, is_sqlite=True, examples=20)
-
-
-def test_anything_may_happen_to_a_job_on_postgresql(postgres_server: PostgresServer) -> None:
-    """On PostgreSQL, by its own clock: the promises of the queue hold in every order."""
-    check(postgres_server.create_database, is_sqlite=False, examples=10)
+    if kind == "sqlite":
+        check(sqlite_url, is_sqlite=True, examples=examples)
+    else:
+        server: PostgresServer = request.getfixturevalue("postgres_server")
+        check(server.create_database, is_sqlite=False, examples=examples)
 
 
 @pytest.mark.nightly
