@@ -25,7 +25,7 @@ from qntx_es.domain import Domain
 from qntx_es.errors import InvalidAttestation, InvalidOutcome, JobStopped
 from qntx_es.jobs import Child, Job, JobHandler
 from qntx_es.log import Log, Receipt
-from qntx_es.pulse.statements import STATE_BYTES_MAX
+from qntx_es.pulse.statements import MESSAGE_CHARACTERS_MAX, STATE_BYTES_MAX, Progress
 from qntx_es.pulse.tables import jobs
 from qntx_es.tables import attestations
 
@@ -148,15 +148,6 @@ class Claimed:
     epoch: str
 
 
-@dataclass(slots=True)
-class Progress:
-    """How far a job says it is."""
-
-    done: int
-    total: int | None
-    message: str | None
-
-
 class Advances(Protocol):
     """What commits the middle of an attempt."""
 
@@ -201,7 +192,8 @@ class Attempt:
 
     def progress(self, done: int, total: int | None, message: str | None) -> None:
         """Remember how far it is."""
-        self.told = Progress(done, total, message)
+        told = None if message is None else message[:MESSAGE_CHARACTERS_MAX]
+        self.told = Progress(done=done, total=total, message=told)
 
     def spend(self, millionths: int) -> None:
         """Add to what it has cost."""

@@ -113,7 +113,9 @@ class Completion:
         token, cost, took = attempt.claimed.job.token, _cost(attempt), attempt.took_ms
 
         # Made here, by the thread that ran it: under the lock others would wait for it.
-        succeeded = JobSucceeded(token=token, result=result, cost=cost, took_ms=took)
+        succeeded = JobSucceeded(
+            token=token, result=result, cost=cost, took_ms=took, progress=attempt.told
+        )
         stated = _stated(attempt.claimed, succeeded)
         return Ended(attempt, lambda _: stated, attempt.store.said)
 
@@ -161,6 +163,7 @@ class Completion:
                     retry_at=None if pause is None else now + pause,
                     cost=cost,
                     took_ms=took,
+                    progress=attempt.told,
                 ),
             ),
         )

@@ -7,7 +7,7 @@ going on: an index has a longest key, and a column a largest number.
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from qntx_es.attestation import Payload
 from qntx_es.jobs import COST_MAX, Amount, At, Cost, Name, Priority, Token, Words
@@ -15,6 +15,15 @@ from qntx_es.jobs import COST_MAX, Amount, At, Cost, Name, Priority, Token, Word
 # What a job may leave behind: states of a long job, and what a finished one returns.
 STATE_BYTES_MAX = 64 << 10
 RESULT_BYTES_MAX = 32 << 10
+MESSAGE_CHARACTERS_MAX = 512
+
+
+class Progress(BaseModel):
+    """How far a job said it was, when it said so last."""
+
+    done: int
+    total: int | None = None
+    message: str | None = Field(default=None, max_length=MESSAGE_CHARACTERS_MAX)
 
 
 class JobStarted(Payload, context="pulse.job_started"):
@@ -42,6 +51,7 @@ class JobSucceeded(Payload, context="pulse.job_succeeded"):
     result: Any = None
     cost: Cost = 0
     took_ms: Amount = 0
+    progress: Progress | None = None
 
 
 class JobFailed(Payload, context="pulse.job_failed"):
@@ -52,6 +62,7 @@ class JobFailed(Payload, context="pulse.job_failed"):
     retry_at: At | None
     cost: Cost = 0
     took_ms: Amount = 0
+    progress: Progress | None = None
 
 
 class JobLapsed(Payload, context="pulse.job_lapsed"):

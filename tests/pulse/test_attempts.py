@@ -677,3 +677,25 @@ def test_a_rebuild_calls_no_handler(host_of: HostOf) -> None:
     worker.execute(claimed)
 
     assert row_of(host, claimed.job.id).status == "succeeded"
+
+
+def test_the_last_word_of_a_job_is_kept_with_its_outcome(host_of: HostOf) -> None:
+    """How far a job said it was is told with how it ended, and what it spent."""
+
+    def work(job: Job[Any], _: ServiceRegistry) -> None:
+        job.progress(1, 3)
+        job.progress(2, 3, "x" * 2_000)
+        job.spend(7)
+        job.spend(5)
+        with pytest.raises(ValueError, match="does not come back"):
+            job.spend(-1)
+
+    domain, handler = working(work)
+    host = host_of(domain)
+    host.append(handler.request(entity="a"))
+
+    host.catch_up(jobs=True)
+
+    (ended,) = host.ax(contexts="pulse.job_succeeded")
+    assert ended.payload["progress"] == {"done": 2, "total": 3, "message": "x" * 512}
+    assert ended.payload["cost"] == 12
