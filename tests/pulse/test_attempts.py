@@ -16,6 +16,7 @@ from qntx_es import (
     Backoff,
     CancellationRequested,
     Child,
+    DatabaseUnavailable,
     Domain,
     GiveUp,
     Host,
@@ -36,7 +37,7 @@ from qntx_es import (
     faults,
     request,
 )
-from qntx_es.faults import Crash, crash
+from qntx_es.faults import Crash, crash, fail
 from qntx_es.pulse import Worker, pulse
 from qntx_es.pulse.rescue import is_gone, this_process
 from qntx_es.pulse.statements import JobsPruned
@@ -699,3 +700,53 @@ def test_the_last_word_of_a_job_is_kept_with_its_outcome(host_of: HostOf) -> Non
     (ended,) = host.ax(contexts="pulse.job_succeeded")
     assert ended.payload["progress"] == {"done": 2, "total": 3, "message": "x" * 512}
     assert ended.payload["cost"] == 12
+
+
+def test_a_job_that_says_too_much_fails_alone(host_of: HostOf) -> None:
+    """What cannot be appended fails its own job, and those stated in the same pass succeed."""
+
+    def work(job: Job[Any], services: ServiceRegistry) -> None:
+        count = 10_001 if job.entity == "much" else 1
+        one = domain.attest(Said(what=job.entity), entity="a")
+        services.store.append([one] * count)
+
+    domain, handler = working(work)
+    host = host_of(domain)
+    asked = {name: handler.request(entity=name) for name in ("a", "much", "b")}
+    host.append(asked.values())
+    worker = worker_of(host)
+    attempts = [worker._attempt(one) for one in worker.claim(3)]  # noqa: SLF001 - one pass, by hand
+    for attempt in attempts:
+        work(attempt.claimed.job, host._services(domain, attempt.store))  # noqa: SLF001 - as above
+    completion = worker._completion  # noqa: SLF001 - as above
+
+    completion.conclude([completion.returned(attempt, None) for attempt in attempts])
+
+    statuses = {name: row_of(host, one.id).status for name, one in asked.items()}
+    assert statuses == {"a": "succeeded", "much": "failed", "b": "succeeded"}
+    assert said(host) == ["a", "b"]
+    assert contexts(host).count("started") == 3, "another attempt could not help"
+
+
+def test_an_outcome_whose_answer_was_lost_is_not_stated_twice(host_of: HostOf) -> None:
+    """Sent again, it finds that it was itself what ended the attempt, and where it stands."""
+    receipts: list[Any] = []
+
+    def work(job: Job[Any], services: ServiceRegistry) -> None:
+        receipts.append(services.store.append(domain.attest(Said(what="x"), entity=job.entity)))
+
+    domain, handler = working(work)
+    host = host_of(domain)
+    asked = handler.request(entity="a")
+    host.append(asked)
+    worker = worker_of(host)
+    (claimed,) = worker.claim(1)
+
+    with faults.planned({"append.after_commit": fail(DatabaseUnavailable())}):
+        worker.execute(claimed)
+
+    assert row_of(host, asked.id).status == "succeeded"
+    assert worker.stale_tokens == 0
+    (one,) = host.ax(contexts="said")
+    assert [receipt.position for receipt in receipts] == [one.position]
+    assert contexts(host).count("succeeded") == 1
