@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from qntx_es import Host, InvalidConfig, Settings
-from qntx_es.config import DATABASE_URL, read_settings
+from qntx_es.config import DATABASE_URL, BudgetSettings, QueueSettings, read_settings
 
 
 @pytest.fixture
@@ -138,3 +138,19 @@ def test_no_message_shows_a_password(folder: Path) -> None:
         read_settings({}, environment=environment)
 
     assert "secret-word" not in str(raised.value)
+
+
+def test_queues_and_budgets_have_sections_of_their_own(folder: Path) -> None:
+    """Each queue and budget is a table of the file, and a rate or a window has to be one."""
+    (folder / "qntx.toml").write_text(
+        '[pulse.queues.llm]\nlimit = 4\nrate = "100/m"\nweight = 3\n'
+        '[pulse.budgets.llm-day]\nunit = "EUR"\namount = 5\nwindow = "1d"\n'
+    )
+
+    settings = read_settings({}, environment={})
+
+    assert settings.queues == {"llm": QueueSettings(limit=4, rate="100/m", weight=3)}
+    assert settings.budgets == {"llm-day": BudgetSettings(unit="EUR", amount=5, window="1d")}
+    (folder / "qntx.toml").write_text('[pulse.queues.llm]\nrate = "often"\n')
+    with pytest.raises(InvalidConfig, match="queues"):
+        read_settings({}, environment={})
