@@ -338,6 +338,21 @@ def test_pieces_never_show(log: Log, size: int) -> None:
     assert len(entities(log, Ax(limit=READ_ROWS + 5))) == min(size, READ_ROWS + 5)
 
 
+@pytest.mark.parametrize("limit", [1, 3, 4, 6, 7, 20])
+def test_a_limit_holds_over_pieces(log: Log, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """A reader gets as many as he asks for, the first or the newest, however they are read."""
+    monkeypatch.setattr("qntx_es.log.READ_ROWS", 3)
+    log.append([said(str(n)) for n in range(10)])
+
+    for after in (0, 4):
+        behind = [str(n) for n in range(after, 10)]
+        newest = Ax(contexts="seen", limit=limit)
+        assert [one.entity for one in log.read(None, after, limit)] == behind[:limit]
+        assert [one.entity for one in log.read(Ax(contexts="seen"), after, limit)] == behind[:limit]
+        assert [one.entity for one in log.read(newest, after)] == behind[-limit:]
+        assert [one.entity for one in log.read(newest, after, 2)] == behind[-limit:][:2]
+
+
 def test_a_query_filters_by_each_of_its_parts(log: Log) -> None:
     """Contexts, actors and entities are any-of inside and all-of among themselves."""
     log.append(
@@ -450,6 +465,7 @@ def test_limit_counts_inside_the_asked_time(timed: Log, clock: Clock) -> None:
     until = instant(NOON // 1_000) + timedelta(seconds=6)
 
     assert entities(timed, Ax(until=until, limit=2)) == ["5", "6"]
+    assert [one.entity for one in timed.read(Ax(until=until, limit=9), after=6)] == ["6"]
 
 
 def test_recorded_at_never_goes_back_though_the_clock_does(timed: Log, clock: Clock) -> None:
@@ -506,7 +522,7 @@ def test_an_attestation_is_found_by_its_id(log: Log) -> None:
     found = log.get("wanted")
 
     assert found is not None
-    assert (found.position, found.entity) == (2, "b")
+    assert (found.position, found.entity, found.payload) == (2, "b", {"n": 1})
     assert log.get("unheard of") is None
 
 
