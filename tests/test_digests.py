@@ -126,6 +126,16 @@ def test_it_goes_on_from_a_known_one(log: Log) -> None:
         log.digest(after=LogDigest(log.head() + 1, known.value))
 
 
+def test_it_can_be_had_of_any_time(log: Log) -> None:
+    """Up to a position it is what it was when that was the head, whatever came behind it."""
+    then = []
+    for n in range(4):
+        log.append(Attestation(context="seen", entity=str(n), actor="ann", payload={}))
+        then.append(log.digest())
+
+    assert [log.digest_at(one.position) for one in (EMPTY, *then)] == [EMPTY, *then]
+
+
 @pytest.mark.parametrize("column", OTHERS)
 def test_one_changed_value_changes_it_there_and_ever_after(
     database: Database, log: Log, column: str

@@ -534,6 +534,7 @@ def test_two_openings_of_one_database_share_one_log(url: str, opened: Opened) ->
 
     assert positions == [1, 2, 3, 4]
     assert list(one.read()) == list(other.read())
+    assert one.epoch() == other.epoch()
 
 
 def test_a_memory_database_is_shared_by_threads(opened: Opened) -> None:
@@ -560,6 +561,7 @@ def test_two_memory_databases_are_two(opened: Opened) -> None:
     one.append(said())
 
     assert (one.head(), other.head()) == (1, 0)
+    assert one.epoch() != other.epoch()
 
 
 def test_an_append_may_be_as_large_as_its_limit_and_no_larger(log: Log) -> None:

@@ -204,6 +204,7 @@ def test_digests_are_kept_and_gone_on_from(host: Host, monkeypatch: pytest.Monke
 
     found = [host.log.digest_at(position) for position in (12, 12, 10, 7, 0)]
 
+    assert [one.position for one in found] == [12, 12, 10, 7, 0]
     for one in found:
         chain = DigestChain()
         for recorded in host.log.read(limit=one.position):
